@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a user can get wrong ends in one of these, in one sentence with the way out."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RarefyError(Exception):
+    """Bad input or a broken promise; the text names the culprit and the remedy.
+
+    The command line prints the text alone and exits with 2.
+    """
+
+
+class RecipeError(RarefyError):
+    """A recipe that can't run: unknown step, misspelt field, value out of range, bad order."""
+
+
+class TaskError(RarefyError):
+    """Data that can't serve: missing file, empty loader, missing labels, class count that does not fit."""
+
+
+class ModelError(RarefyError):
+    """A network that can't be loaded or compressed: foreign weights, NaN, a forward that fails."""
+
+
+class FileError(RarefyError):
+    """A file that is truncated, tampered with, of another kind or of a later version."""
+
+
+class RuntimeParityError(RarefyError):
+    """The exported file does not compute what the network computes."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for a misspelt name: ``"; did you mean 'sparsity'?"`` or the list of all names.
+
+    Examples:
+        >>> nearest("sparcity", ["sparsity", "scope"])
+        "; did you mean 'sparsity'?"
+    """
+    known = sorted(names)
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
