@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of the classic image data sets in the file formats in which they are found."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from rarefy.errors import TaskError
+from rarefy.zoo.images import Images
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION = (
+    "T-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+DIGITS = tuple(str(digit) for digit in range(10))
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+
+
+def open_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, without unpickling.
+
+    Raises:
+        TaskError: the file is missing, is none, or lacks an array.
+    """
+    if not path.is_file():
+        raise TaskError(f"there is no file '{path}'")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            if missing:
+                held = ", ".join(archive.files)
+                raise TaskError(f"'{path}' holds {held}, not '{missing[0]}'; is it the right data set?")
+            return {name: archive[name] for name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise TaskError(f"'{path}' is no readable .npz file: {error}") from None
+
+
+def idx(path: Path) -> np.ndarray:
+    """An array of an IDX file (the format of MNIST), gzipped or not.
+
+    Raises:
+        TaskError: the file is no IDX file of bytes or is cut short.
+    """
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise TaskError(f"'{path}' is no IDX file of unsigned bytes")
+    dimensions = data[3]
+    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if body.size != shape.prod():
+        raise TaskError(f"'{path}' is cut short: {body.size} bytes for a shape of {tuple(shape)}")
+    return body.reshape(shape)
+
+
+def idx_directory(directory: Path) -> tuple[Images, Images]:
+    """Train and test images of a directory with the four IDX files of MNIST or Fashion-MNIST."""
+
+    def find(stem: str) -> np.ndarray:
+        for name in (stem, f"{stem}.gz", stem.replace("-idx", ".idx")):
+            if (directory / name).is_file():
+                return idx(directory / name)
+        raise TaskError(f"'{directory}' has no file {stem} or {stem}.gz")
+
+    parts = [
+        Images(find(f"{part}-images-idx3-ubyte"), find(f"{part}-labels-idx1-ubyte"))
+        for part in ("train", "t10k")
+    ]
+    return parts[0], parts[1]
+
+
+def mnist(source: Path) -> tuple[Images, Images]:
+    """MNIST from one .npz (x_train, y_train, x_test, y_test) or from a directory of IDX files."""
+    if source.is_dir():
+        raw = source / "MNIST" / "raw"  # as torchvision lays it
+        return idx_directory(raw if raw.is_dir() else source)
+    arrays = open_arrays(source, ("x_train", "y_train", "x_test", "y_test"))
+    return Images(arrays["x_train"], arrays["y_train"]), Images(arrays["x_test"], arrays["y_test"])
+
+
+def decode(data: bytes, size: int | None = None, crop: int | None = None) -> np.ndarray:
+    """An image file as RGB (H, W, 3); the short side becomes `size`, then the centre `crop` is taken."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    if size is not None:
+        scale = size / min(image.size)
+        image = image.resize(
+            (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
+            Image.Resampling.BICUBIC,
+        )
+    if crop is not None:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    return np.asarray(image)
+
+
+def jpeg_array(path: Path) -> Images:
+    """Images of an .npz with `jpeg` (all files end to end), `offsets` and `labels`."""
+    arrays = open_arrays(path, ("jpeg", "offsets", "labels"))
+    data, offsets = arrays["jpeg"], arrays["offsets"]
+    pixels = [decode(data[a:b].tobytes()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return Images(np.stack(pixels), arrays["labels"])
+
+
+def cifar_binary(read: Callable[[str], bytes | None]) -> tuple[Images, Images]:
+    """CIFAR-10 in its binary version: records of a label and 3,072 bytes."""
+
+    def batch(name: str) -> Images | None:
+        data = read(name)
+        if data is None:
+            return None
+        records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+        return Images(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0])
+
+    train = [b for i in range(1, 6) if (b := batch(f"data_batch_{i}.bin")) is not None]
+    test = batch("test_batch.bin")
+    if len(train) != 5 or test is None:
+        raise TaskError("the binary version of CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin")
+    pixels, labels = np.concatenate([b.pixels for b in train]), np.concatenate([b.labels for b in train])
+    return Images(pixels, labels), test
+
+
+def cifar10(directory: Path) -> tuple[Images, Images]:
+    """CIFAR-10 from JPEG arrays (cifar10_train.npz, cifar10_test*.npz), the binary version or its archive.
+
+    The version of pickled Python objects is refused: unpickling a file runs what is in it.
+    """
+    train, tests = directory / "cifar10_train.npz", sorted(directory.glob("cifar10_test*.npz"))
+    if train.is_file() and tests:
+        parts = [jpeg_array(path) for path in tests]
+        pixels = np.concatenate([p.pixels for p in parts])
+        return jpeg_array(train), Images(pixels, np.concatenate([p.labels for p in parts]))
+    for folder in (directory, directory / "cifar-10-batches-bin"):
+        if (folder / "data_batch_1.bin").is_file():
+            return cifar_binary(lambda name: (folder / name).read_bytes())  # noqa: B023
+    archive = directory / "cifar-10-binary.tar.gz"
+    if archive.is_file():
+        with tarfile.open(archive) as tar:
+
+            def read(name: str) -> bytes | None:
+                member = tar.extractfile(f"cifar-10-batches-bin/{name}")
+                return member.read() if member else None
+
+            return cifar_binary(read)
+    raise TaskError(
+        f"'{directory}' holds no CIFAR-10: expected cifar10_train.npz and cifar10_test*.npz, or the binary "
+        "version (cifar-10-batches-bin); the pickled Python version is not read"
+    )
+
+
+def tree(files: dict[str, Any], read: Callable[[Any], bytes], size: int, crop: int) -> Images:
+    """Decodes the files of one split; keys are ``class/name``."""
+    names = sorted({key.split("/")[0] for key in files})
+    order = {name: i for i, name in enumerate(names)}
+    pixels = [decode(read(handle), size, crop) for handle in files.values()]
+    return Images(np.stack(pixels), np.array([order[key.split("/")[0]] for key in files]))
+
+
+def image_folder(
+    directory: Path, size: int, crop: int
+) -> tuple[Images | None, Images, tuple[str, ...]]:
+    """Images in ``class/name.jpg`` folders, or in train/ and val/ (or test/) with such folders inside."""
+
+    def split_of(folder: Path) -> dict[str, Path]:
+        found = {
+            str(PurePosixPath(path.parent.name, path.name)): path
+            for path in sorted(folder.glob("*/*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+        if not found:
+            raise TaskError(f"'{folder}' holds no folders of images, one folder for each class")
+        return found
+
+    held = next((directory / n for n in ("val", "test", "valid") if (directory / n).is_dir()), None)
+    train = split_of(directory / "train") if (directory / "train").is_dir() else None
+    test = split_of(held or directory)
+    names = tuple(sorted({key.split("/")[0] for key in test}))
+    learned = tree(train, Path.read_bytes, size, crop) if train else None
+    return learned, tree(test, Path.read_bytes, size, crop), names
+
+
+def image_zip(path: Path, size: int, crop: int) -> Images:
+    """Labelled images of a zip file, named ``<class index>_<anything>.jpg``."""
+    if not path.is_file():
+        raise TaskError(f"there is no file '{path}'")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+            labels = [Path(name).name.split("_")[0] for name in names]
+            strange = next((n for n, label in zip(names, labels, strict=True) if not label.isdigit()), None)
+            if strange is not None or not names:
+                raise TaskError(f"'{path}': expected images named <class index>_<name>.jpg, found {strange}")
+            pixels = [decode(archive.read(name), size, crop) for name in names]
+    except zipfile.BadZipFile as error:
+        raise TaskError(f"'{path}' is no readable zip file: {error}") from None
+    return Images(np.stack(pixels), np.array([int(label) for label in labels]))

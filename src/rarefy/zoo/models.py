@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what the user wrote as MODEL to a network: our zoo, other libraries' zoos, a Python callable."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rarefy.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KINDS = "zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR-or-id, path/file.py:callable"
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of the zoo.
+
+    Attributes:
+        where: ``module:class``.
+        arguments: of its constructor.
+        training: fields of `Training` that serve it well from scratch.
+        resolution: smallest share of the image size at the start of that training; 1 for none.
+    """
+
+    where: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    resolution: float = 1.0
+
+
+PLAIN = {"epochs": 12, "rate": 0.02, "warmup": 0.1, "weight_decay": 5e-4}
+RESIDUAL = {"epochs": 30, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4}
+ZOO: dict[str, Entry] = {
+    "digits-net": Entry("rarefy.zoo.lenet:DigitsNet", training={**PLAIN, "epochs": 40, "rate": 0.05}),
+    "lenet300": Entry("rarefy.zoo.lenet:LeNet300", training={**PLAIN, "epochs": 20, "rate": 0.05}),
+    "lenet5": Entry("rarefy.zoo.lenet:LeNet5", training=PLAIN),
+    "small-vgg": Entry("rarefy.zoo.vgg:SmallVGG", training={**PLAIN, "rate": 0.1}),
+    "small-vgg-gray": Entry("rarefy.zoo.vgg:SmallVGG", {"channels": 1}, {**PLAIN, "rate": 0.1}),
+    **{
+        f"resnet{depth}": Entry("rarefy.zoo.resnet:CifarResNet", {"depth": depth}, RESIDUAL, 0.5)
+        for depth in (20, 32, 44, 56, 110)
+    },
+}
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """The kind and the rest of a MODEL: ``("zoo", "lenet5@mnist")``, ``("python", "a.py:model")``, …
+
+    Raises:
+        ModelError: no known kind.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind in ("zoo", "torchvision", "timm", "hf") and rest:
+        return kind, rest
+    if ".py:" in spec:
+        return "python", spec
+    path = Path(spec)
+    if path.suffix in (".rfy", ".onnx"):
+        return "file", spec
+    if path.is_dir():
+        return "directory", spec
+    raise ModelError(f"'{spec}' names no model; write {KINDS}, a .rfy or .onnx file, or a result's folder")
+
+
+def zoo_entry(name: str) -> Entry:
+    """The zoo's entry for ``lenet5`` or ``lenet5@mnist``; checked without importing torch.
+
+    Raises:
+        ModelError: no such network, or no weights for that task.
+    """
+    base, _, task = name.partition("@")
+    if base not in ZOO:
+        raise ModelError(f"the zoo has no network '{base}'{nearest(base, ZOO)}")
+    if task and not (WEIGHTS / f"{name}.rfy").is_file():
+        trained = sorted(path.stem for path in WEIGHTS.glob("*.rfy"))
+        raise ModelError(f"no trained weights '{name}' ship with rarefy{nearest(name, trained)}")
+    return ZOO[base]
+
+
+def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
+    """Builds the network that `spec` names, in eval mode on the CPU, with `weights` if given.
+
+    Args:
+        spec: ``zoo:lenet5``, ``zoo:lenet5@mnist`` (trained), ``torchvision:resnet18`` (random weights, or
+            those of `weights`), ``timm:mobilenetv3_small_050``, ``hf:folder``, ``path/file.py:callable``.
+        weights: a .safetensors or .rfy file, or a PyTorch file that holds tensors only.
+
+    Raises:
+        ModelError: unknown name, a callable that returns no module, weights of another architecture.
+    """
+    kind, rest = split_spec(spec)
+    builders: dict[str, Callable[[str], Any]] = {
+        "zoo": from_zoo,
+        "torchvision": from_torchvision,
+        "timm": from_timm,
+        "hf": from_hub,
+        "python": from_python,
+    }
+    if kind not in builders:
+        raise ModelError(f"'{spec}' is an exported program without a network to change; write {KINDS}")
+    model = builders[kind](rest)
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"'{spec}' gave a {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def from_zoo(name: str) -> "nn.Module":
+    """A network of ours; with its trained weights where ``@task`` follows the name."""
+    entry = zoo_entry(name)
+    module, _, attribute = entry.where.partition(":")
+    model: nn.Module = getattr(importlib.import_module(module), attribute)(**entry.arguments)
+    if "@" in name:
+        load_weights(model, WEIGHTS / f"{name}.rfy")
+    return model
+
+
+def from_torchvision(name: str) -> "nn.Module":
+    """A model of torchvision, without weights."""
+    try:
+        from torchvision import models
+    except ImportError:
+        raise ModelError("torchvision models need torchvision: pip install 'rarefy[vision]'") from None
+    if name not in models.list_models():
+        raise ModelError(f"torchvision has no model '{name}'{nearest(name, models.list_models())[:200]}")
+    extra = {"weights_backbone": None} if "rcnn" in name or "ssd" in name or "retina" in name or "fcos" in name else {}
+    return models.get_model(name, weights=None, **extra)
+
+
+def from_timm(name: str) -> "nn.Module":
+    """A model of timm, without weights."""
+    try:
+        import timm
+    except ImportError:
+        raise ModelError("timm models need timm: pip install 'rarefy[vision]'") from None
+    if name not in timm.list_models():
+        raise ModelError(f"timm has no model '{name}'{nearest(name, timm.list_models())[:200]}")
+    return timm.create_model(name, pretrained=False)
+
+
+def from_hub(name: str) -> "nn.Module":
+    """A transformers model from a folder or the hub, with its weights (safetensors only)."""
+    try:
+        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    except ImportError:
+        raise ModelError("hf models need transformers: pip install 'rarefy[nlp]'") from None
+    try:
+        config = AutoConfig.from_pretrained(name)
+        classifies = any("SequenceClassification" in a for a in config.architectures or ())
+        kind = AutoModelForSequenceClassification if classifies else AutoModel
+        return kind.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'hf:{name}' can't be loaded: {str(error).splitlines()[0]}") from None
+
+
+def import_callable(spec: str) -> Callable[[], Any]:
+    """The callable of ``path/file.py:name``; importing the file runs it, as the user asked.
+
+    Raises:
+        ModelError: no such file or name, or the name is no callable without arguments.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"there is no file '{file}' (in '{spec}')")
+    loader = importlib.util.spec_from_file_location(path.stem, path)
+    if loader is None or loader.loader is None:
+        raise ModelError(f"'{file}' can't be imported")
+    module = importlib.util.module_from_spec(loader)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        loader.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    found = getattr(module, name, None)
+    if not callable(found):
+        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ModelError(f"'{file}' has no callable '{name}'{nearest(name, public)}")
+    required = [
+        p.name
+        for p in inspect.signature(found).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if required:
+        raise ModelError(f"'{spec}' asks for {', '.join(required)}; rarefy calls it without arguments")
+    return found
+
+
+def from_python(spec: str) -> Any:
+    """Whatever the user's callable returns."""
+    return import_callable(spec)()
+
+
+def load_weights(model: "nn.Module", path: Path) -> None:
+    """Loads tensors by name into `model`; all must be there and fit.
+
+    Raises:
+        ModelError: missing, foreign or misshapen tensors, or NaN among them.
+    """
+    import torch
+
+    state = read_tensors(path)
+    own = model.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    if missing or foreign or wrong:
+        found = (
+            f"'{missing[0]}' is missing" if missing
+            else f"'{foreign[0]}' is unknown to the network" if foreign
+            else f"'{wrong[0]}' is {tuple(state[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
+        )  # fmt: skip
+        raise ModelError(f"the weights of '{path}' are of another architecture: {found}")
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"the weights of '{path}' hold NaN or infinity in '{name}'; train again")
+    model.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Named tensors of a .safetensors, .rfy or tensors-only PyTorch file.
+
+    Raises:
+        ModelError: the file is missing or is none of these.
+    """
+    import torch
+
+    if not path.is_file():
+        raise ModelError(f"there is no file of weights '{path}'")
+    if path.suffix == ".rfy":
+        from rarefy.store.pack import load_tensors
+
+        return {name: torch.from_numpy(array.copy()) for name, array in load_tensors(path).items()}
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise ModelError(f"'{path}' is no readable safetensors file: {error}") from None
+    raise ModelError(f"'{path}' is neither .safetensors nor .rfy; save the weights with safetensors")
