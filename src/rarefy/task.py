@@ -151,7 +151,9 @@ def split(batch: Any, labelled: bool = True) -> tuple[Inputs, Any]:
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         inputs, targets = batch
-        return (tuple(inputs) if isinstance(inputs, list) else inputs), targets if labelled else None
+        return (
+            tuple(inputs) if isinstance(inputs, list) else inputs
+        ), targets if labelled else None
     if labelled:
         raise TaskError(
             f"a batch of type {type(batch).__name__} carries no labels; yield (inputs, targets) "

@@ -172,16 +172,25 @@ def train(
                 inputs, targets = split(raw, labelled)
                 progress = min((run.epoch + index / total) / settings.epochs, 1.0)
                 for group in optimiser.param_groups:
-                    group["lr"] = settings.rate * rate_factor(settings, progress + 0.5 / total / settings.epochs)
-                batch = Batch(wrapped, move(inputs, device), move(targets, device), run.epoch, progress)
+                    group["lr"] = settings.rate * rate_factor(
+                        settings, progress + 0.5 / total / settings.epochs
+                    )
+                batch = Batch(
+                    wrapped, move(inputs, device), move(targets, device), run.epoch, progress
+                )
                 yield batch
                 losses += descend(batch, accelerator, stepper, chosen, settings.clip, watch.label)
                 if average:
                     average.update(model)
                 if watch.after_step:
                     watch.after_step()
-                advance(1, f"epoch {run.epoch + 1}/{settings.epochs} rate {optimiser.param_groups[0]['lr']:.2g}")
-            if not finish_epoch(run, watch, settings, float(losses) / total, time.monotonic() - started):
+                advance(
+                    1,
+                    f"epoch {run.epoch + 1}/{settings.epochs} rate {optimiser.param_groups[0]['lr']:.2g}",
+                )
+            if not finish_epoch(
+                run, watch, settings, float(losses) / total, time.monotonic() - started
+            ):
                 break
     conclude(run, watch)
 
@@ -220,7 +229,12 @@ def signature(model: nn.Module, settings: Training, seed: int) -> str:
 
 
 def descend(
-    batch: Batch, accelerator: Any, optimiser: Any, parameters: list[Tensor], clip: float | None, label: str
+    batch: Batch,
+    accelerator: Any,
+    optimiser: Any,
+    parameters: list[Tensor],
+    clip: float | None,
+    label: str,
 ) -> Tensor:
     """One step of the optimiser along the gradient of the batch's loss; returns the loss."""
     if batch.loss is None:
@@ -281,7 +295,11 @@ def conclude(run: Run, watch: Watch) -> None:
     elif run.average:
         run.average.store(run.model)
     run.model.eval()
-    if not all(math.isfinite(float(p.detach().abs().max())) for p in run.model.parameters() if p.numel()):
-        raise ModelError(f"'{watch.label}' ended with weights that are not finite; lower the learning rate")
+    if not all(
+        math.isfinite(float(p.detach().abs().max())) for p in run.model.parameters() if p.numel()
+    ):
+        raise ModelError(
+            f"'{watch.label}' ended with weights that are not finite; lower the learning rate"
+        )
     if watch.folder is not None:
         (watch.folder / CHECKPOINT).unlink(missing_ok=True)

@@ -55,14 +55,22 @@ def evaluate(
         TaskError: no such batches, or an unlabelled task without reference.
     """
     if not task.labelled and reference is None:
-        raise TaskError(f"task '{task.name}' has no labels: its metric needs the original to agree with")
+        raise TaskError(
+            f"task '{task.name}' has no labels: its metric needs the original to agree with"
+        )
     module = model if isinstance(model, nn.Module) else None
-    device = next((p.device for p in module.parameters()), torch.device("cpu")) if module else torch.device("cpu")
+    device = (
+        next((p.device for p in module.parameters()), torch.device("cpu"))
+        if module
+        else torch.device("cpu")
+    )
     was = module.training if module else False
     if module:
         module.eval()
     total, count = 0.0, 0
-    classes = len(task.classes) if task.classes and task.labelled and len(task.classes) <= 200 else 0
+    classes = (
+        len(task.classes) if task.classes and task.labelled and len(task.classes) <= 200 else 0
+    )
     confusion = torch.zeros(classes, classes, dtype=torch.long) if classes else None
     try:
         for raw in watch(task.batches(role), label):
@@ -78,7 +86,9 @@ def evaluate(
         if module:
             module.train(was)
     if not count:
-        raise TaskError(f"task '{task.name}' has an empty {role} set: there is nothing to measure on")
+        raise TaskError(
+            f"task '{task.name}' has an empty {role} set: there is nothing to measure on"
+        )
     value = task.metric.finish(total / count)
     return Quality(task.metric.name, value, task.metric.higher_is_better, count, confusion)
 
@@ -91,7 +101,9 @@ def tally(confusion: torch.Tensor, predicted: torch.Tensor, targets: torch.Tenso
     confusion += torch.bincount(pairs, minlength=K * K).view(K, K)
 
 
-def accuracy_watch(task: Task, reference: Callable[..., Any] | None = None) -> Callable[[nn.Module], float]:
+def accuracy_watch(
+    task: Task, reference: Callable[..., Any] | None = None
+) -> Callable[[nn.Module], float]:
     """A function from network to validation metric, for the training loop; full batches are awaited."""
 
     def judge(model: nn.Module) -> float:

@@ -36,7 +36,9 @@ def open_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in archive.files]
             if missing:
                 held = ", ".join(archive.files)
-                raise TaskError(f"'{path}' holds {held}, not '{missing[0]}'; is it the right data set?")
+                raise TaskError(
+                    f"'{path}' holds {held}, not '{missing[0]}'; is it the right data set?"
+                )
             return {name: archive[name] for name in names}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise TaskError(f"'{path}' is no readable .npz file: {error}") from None
@@ -122,8 +124,13 @@ def cifar_binary(read: Callable[[str], bytes | None]) -> tuple[Images, Images]:
     train = [b for i in range(1, 6) if (b := batch(f"data_batch_{i}.bin")) is not None]
     test = batch("test_batch.bin")
     if len(train) != 5 or test is None:
-        raise TaskError("the binary version of CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin")
-    pixels, labels = np.concatenate([b.pixels for b in train]), np.concatenate([b.labels for b in train])
+        raise TaskError(
+            "the binary version of CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin"
+        )
+    pixels, labels = (
+        np.concatenate([b.pixels for b in train]),
+        np.concatenate([b.labels for b in train]),
+    )
     return Images(pixels, labels), test
 
 
@@ -194,9 +201,13 @@ def image_zip(path: Path, size: int, crop: int) -> Images:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if Path(n).suffix.lower() in IMAGE_SUFFIXES]
             labels = [Path(name).name.split("_")[0] for name in names]
-            strange = next((n for n, label in zip(names, labels, strict=True) if not label.isdigit()), None)
+            strange = next(
+                (n for n, label in zip(names, labels, strict=True) if not label.isdigit()), None
+            )
             if strange is not None or not names:
-                raise TaskError(f"'{path}': expected images named <class index>_<name>.jpg, found {strange}")
+                raise TaskError(
+                    f"'{path}': expected images named <class index>_<name>.jpg, found {strange}"
+                )
             pixels = [decode(archive.read(name), size, crop) for name in names]
     except zipfile.BadZipFile as error:
         raise TaskError(f"'{path}' is no readable zip file: {error}") from None

@@ -94,7 +94,9 @@ def random_crop(x: Tensor, pad: int) -> Tensor:
     top = torch.randint(0, 2 * pad + 1, (B, 1)) + torch.arange(H)  # (B, H)
     left = torch.randint(0, 2 * pad + 1, (B, 1)) + torch.arange(W)  # (B, W)
     flat = top.unsqueeze(2) * (W + 2 * pad) + left.unsqueeze(1)  # (B, H, W)
-    return padded.flatten(2).gather(2, flat.flatten(1).unsqueeze(1).expand(B, C, -1)).view(B, C, H, W)
+    return (
+        padded.flatten(2).gather(2, flat.flatten(1).unsqueeze(1).expand(B, C, -1)).view(B, C, H, W)
+    )
 
 
 def identity(batch: Any) -> Any:

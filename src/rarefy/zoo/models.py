@@ -39,7 +39,9 @@ class Entry:
 PLAIN = {"epochs": 12, "rate": 0.02, "warmup": 0.1, "weight_decay": 5e-4}
 RESIDUAL = {"epochs": 30, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4}
 ZOO: dict[str, Entry] = {
-    "digits-net": Entry("rarefy.zoo.lenet:DigitsNet", training={**PLAIN, "epochs": 40, "rate": 0.05}),
+    "digits-net": Entry(
+        "rarefy.zoo.lenet:DigitsNet", training={**PLAIN, "epochs": 40, "rate": 0.05}
+    ),
     "lenet300": Entry("rarefy.zoo.lenet:LeNet300", training={**PLAIN, "epochs": 20, "rate": 0.05}),
     "lenet5": Entry("rarefy.zoo.lenet:LeNet5", training=PLAIN),
     "small-vgg": Entry("rarefy.zoo.vgg:SmallVGG", training={**PLAIN, "rate": 0.1}),
@@ -67,7 +69,9 @@ def split_spec(spec: str) -> tuple[str, str]:
         return "file", spec
     if path.is_dir():
         return "directory", spec
-    raise ModelError(f"'{spec}' names no model; write {KINDS}, a .rfy or .onnx file, or a result's folder")
+    raise ModelError(
+        f"'{spec}' names no model; write {KINDS}, a .rfy or .onnx file, or a result's folder"
+    )
 
 
 def zoo_entry(name: str) -> Entry:
@@ -105,7 +109,9 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
         "python": from_python,
     }
     if kind not in builders:
-        raise ModelError(f"'{spec}' is an exported program without a network to change; write {KINDS}")
+        raise ModelError(
+            f"'{spec}' is an exported program without a network to change; write {KINDS}"
+        )
     model = builders[kind](rest)
     from torch import nn
 
@@ -131,10 +137,18 @@ def from_torchvision(name: str) -> "nn.Module":
     try:
         from torchvision import models
     except ImportError:
-        raise ModelError("torchvision models need torchvision: pip install 'rarefy[vision]'") from None
+        raise ModelError(
+            "torchvision models need torchvision: pip install 'rarefy[vision]'"
+        ) from None
     if name not in models.list_models():
-        raise ModelError(f"torchvision has no model '{name}'{nearest(name, models.list_models())[:200]}")
-    extra = {"weights_backbone": None} if "rcnn" in name or "ssd" in name or "retina" in name or "fcos" in name else {}
+        raise ModelError(
+            f"torchvision has no model '{name}'{nearest(name, models.list_models())[:200]}"
+        )
+    extra = (
+        {"weights_backbone": None}
+        if "rcnn" in name or "ssd" in name or "retina" in name or "fcos" in name
+        else {}
+    )
     return models.get_model(name, weights=None, **extra)
 
 
@@ -191,10 +205,13 @@ def import_callable(spec: str) -> Callable[[], Any]:
     required = [
         p.name
         for p in inspect.signature(found).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     if required:
-        raise ModelError(f"'{spec}' asks for {', '.join(required)}; rarefy calls it without arguments")
+        raise ModelError(
+            f"'{spec}' asks for {', '.join(required)}; rarefy calls it without arguments"
+        )
     return found
 
 
@@ -224,7 +241,9 @@ def load_weights(model: "nn.Module", path: Path) -> None:
         raise ModelError(f"the weights of '{path}' are of another architecture: {found}")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"the weights of '{path}' hold NaN or infinity in '{name}'; train again")
+            raise ModelError(
+                f"the weights of '{path}' hold NaN or infinity in '{name}'; train again"
+            )
     model.load_state_dict(state)
 
 
@@ -250,4 +269,6 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return load_file(str(path))
         except SafetensorError as error:
             raise ModelError(f"'{path}' is no readable safetensors file: {error}") from None
-    raise ModelError(f"'{path}' is neither .safetensors nor .rfy; save the weights with safetensors")
+    raise ModelError(
+        f"'{path}' is neither .safetensors nor .rfy; save the weights with safetensors"
+    )

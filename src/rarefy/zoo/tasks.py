@@ -91,7 +91,9 @@ def check_fit(model: "nn.Module", task: "Task") -> None:
             outputs = call(model.eval(), move(task.example, device))
     except (RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise TaskError(f"the network does not run on task '{task.name}' (inputs {shapes}): {first}") from None
+        raise TaskError(
+            f"the network does not run on task '{task.name}' (inputs {shapes}): {first}"
+        ) from None
     finally:
         model.train(was)
     if task.classes and task.labelled and logits_of(outputs).shape[1] < len(task.classes):
@@ -135,7 +137,13 @@ def digits(_: str = "") -> "Task":
     order = np.random.default_rng(1797).permutation(len(images.labels))
     preparation = Preparation(mean=(0.3,), std=(0.36,), pad=1)
     return image_task(
-        "digits", images[order[300:]], images[order[:300]], preparation, DIGITS, batch=64, held_back=200
+        "digits",
+        images[order[300:]],
+        images[order[:300]],
+        preparation,
+        DIGITS,
+        batch=64,
+        held_back=200,
     )
 
 
@@ -149,7 +157,9 @@ def random_images(source: str = "") -> "Task":
     try:
         shape = tuple(int(part) for part in (source or "3x224x224").lower().split("x"))
     except ValueError:
-        raise TaskError(f"random-images:{source} is no shape; write random-images:3x224x224") from None
+        raise TaskError(
+            f"random-images:{source} is no shape; write random-images:3x224x224"
+        ) from None
     x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     batches = DataLoader(TensorDataset(x), batch_size=4)
     fields = {"train": batches, "validation": batches, "calibration": batches}
@@ -208,4 +218,6 @@ def zip_task(source: str) -> "Task":
     task = image_task("imagezip", None, images, preparation, names)
     import dataclasses
 
-    return dataclasses.replace(task, validation=task.test, calibration=loader(images[:128], preparation, 32))
+    return dataclasses.replace(
+        task, validation=task.test, calibration=loader(images[:128], preparation, 32)
+    )

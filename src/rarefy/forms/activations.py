@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantisers on activations, attached to call sites of a network without rewriting it.
+
+A site is the output of one function call (see `rarefy.graph.calls`) or an input of the network
+(``input#0``), so additions and concatenations are reached as well as layers.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import ModelError
+from rarefy.forms.grid import Grid
+from rarefy.forms.operators import fake_quantize
+from rarefy.graph.calls import CallWatcher
+
+CHILD = "activation_quantizers"
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to a grid with one scale; the gradient goes straight through.
+
+    Args:
+        scale, zero_point: () tensors.
+        grid: the integers.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
+        super().__init__()
+        self.bits, self.signed, self.low, self.high = grid.bits, grid.signed, grid.low, grid.high
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.zero_point, -1, self.low, self.high)
+
+
+class QuantizingWatcher(CallWatcher):
+    """Quantises what leaves the sites that have a quantiser."""
+
+    def __init__(self, model: nn.Module, at_site: Mapping[str, nn.Module]) -> None:
+        super().__init__(model)
+        self.at_site = at_site
+
+    def at(self, site: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        quantizer = self.at_site.get(site)
+        if quantizer is None:
+            return result
+        if not isinstance(result, Tensor):
+            raise ModelError(
+                f"call '{site}' gave a {type(result).__name__} where a tensor was calibrated"
+            )
+        return quantizer(result)
+
+
+class ActivationQuantizers(nn.Module):
+    """All activation quantisers of a network; a child module of it, so they are saved and moved with it.
+
+    Args:
+        sites: names of the sites, in order.
+        quantizers: one for each.
+    """
+
+    def __init__(self, sites: list[str], quantizers: list[nn.Module]) -> None:
+        super().__init__()
+        self.sites = list(sites)
+        self.quantizers = nn.ModuleList(quantizers)
+        self.active: list[ExitStack] = []
+
+    def at_site(self) -> dict[str, nn.Module]:
+        """The quantisers by site."""
+        return dict(zip(self.sites, self.quantizers, strict=True))
+
+    def attach(self, model: nn.Module) -> None:
+        """Becomes a child of `model` and acts in every forward pass of it from now on."""
+        setattr(model, CHILD, self)
+        model.register_forward_pre_hook(self.enter, with_kwargs=True)
+        model.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, model: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Before a forward pass: quantises the inputs and watches the calls."""
+        stack = ExitStack()
+        by_site = self.at_site()
+        stack.enter_context(QuantizingWatcher(model, by_site).watching())
+        self.active.append(stack)
+        names = {f"input#{i}": value for i, value in enumerate((*args, *kwargs.values()))}
+        values = [
+            by_site[name](value) if name in by_site else value for name, value in names.items()
+        ]
+        return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+
+    def leave(self, model: nn.Module, args: Any, outputs: Any) -> None:
+        """After a forward pass, also after a failed one."""
+        self.active.pop().close()
+
+    def forward(self, *_: Any) -> None:
+        """Is never called: the hooks act."""
+        raise TypeError("activation quantisers act through the network that they are attached to")
+
+
+def quantizers_of(model: nn.Module) -> ActivationQuantizers | None:
+    """The activation quantisers attached to a network, or None."""
+    found = getattr(model, CHILD, None)
+    return found if isinstance(found, ActivationQuantizers) else None
+
+
+def detach_quantizers(model: nn.Module) -> None:
+    """Takes activation quantisers off a network."""
+    found = quantizers_of(model)
+    if found is None:
+        return
+    delattr(model, CHILD)
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__self__", None) is found:
+                del hooks[key]
+                for flags in (
+                    model._forward_pre_hooks_with_kwargs,
+                    model._forward_hooks_with_kwargs,
+                    model._forward_hooks_always_called,
+                ):
+                    flags.pop(key, None)
+
+
+def quantize_sites(
+    model: nn.Module, ranges: Mapping[str, tuple[float, float]], grid_of: Callable[[str], Grid]
+) -> ActivationQuantizers:
+    """Attaches a quantiser to every site, on the grid that covers its range.
+
+    Args:
+        model: changed in place.
+        ranges: (lowest, highest) value of each site.
+        grid_of: the integers of a site.
+    """
+    from rarefy.forms.grid import grid_for_range
+
+    device = next(model.parameters()).device
+    quantizers: list[nn.Module] = []
+    for site, (low, high) in ranges.items():
+        grid = grid_of(site)
+        ends = torch.tensor([low, high], dtype=torch.float64)
+        scale, zero_point = grid_for_range(ends[0], ends[1], grid)
+        quantizers.append(ActivationQuantizer(scale.to(device), zero_point.to(device), grid))
+    detach_quantizers(model)
+    holder = ActivationQuantizers(list(ranges), quantizers)
+    holder.attach(model)
+    return holder
