@@ -47,7 +47,7 @@ def grid_for_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tenso
         grid: the integers.
 
     Returns:
-        scale (float, > 0; 1 where the range is empty) and zero_point (integer codes' type), shaped like `low`.
+        scale (float, > 0; 1 where the range is empty) and zero_point (of the codes' type), like `low`.
     """
     low, high = low.clamp(max=0).double(), high.clamp(min=0).double()
     if grid.symmetric:

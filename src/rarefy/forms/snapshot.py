@@ -85,11 +85,17 @@ def snapshot(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "plain": attributes(module),
             "training": module.training,
             "parameters": {
-                name: [keep(p, dot + name, tensors, names), bool(p.requires_grad) if p is not None else False]
+                name: [
+                    keep(p, dot + name, tensors, names),
+                    bool(p.requires_grad) if p is not None else False,
+                ]
                 for name, p in module._parameters.items()
             },
             "buffers": {
-                name: [keep(b, dot + name, tensors, names), name not in module._non_persistent_buffers_set]
+                name: [
+                    keep(b, dot + name, tensors, names),
+                    name not in module._non_persistent_buffers_set,
+                ]
                 for name, b in module._buffers.items()
             },
             "children": {
@@ -97,15 +103,18 @@ def snapshot(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 for name, child in module._modules.items()
                 if child is not None and name not in HIDDEN
             },
-            "forms": {
-                name: {
-                    "original": [keep(held.original, f"{dot}{name}.original", tensors, names),
-                                 bool(held.original.requires_grad)],
-                    "stack": [describe(f, f"{dot}{name}.form{i}") for i, f in enumerate(held)],
-                }
-                for name, held in (module.parametrizations.items() if parametrize.is_parametrized(module) else [])  # type: ignore[operator, union-attr]
-            },
-        }  # fmt: skip
+            "forms": {name: worn(held, dot + name) for name, held in stacks(module).items()},
+        }
+
+    def worn(held: Any, path: str) -> dict[str, Any]:
+        original = held.original
+        return {
+            "original": [
+                keep(original, f"{path}.original", tensors, names),
+                bool(original.requires_grad),
+            ],
+            "stack": [describe(form, f"{path}.form{i}") for i, form in enumerate(held)],
+        }
 
     return describe(model, ""), tensors
 

@@ -17,9 +17,7 @@ def flatten(value: Any, name: str, tensors: dict[str, Any]) -> Any:
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        items = [
-            [key, flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()
-        ]
+        items = [[key, flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]
         return {"dict": items}
     if isinstance(value, (list, tuple)):
         items = [flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
@@ -29,7 +27,7 @@ def flatten(value: Any, name: str, tensors: dict[str, Any]) -> Any:
 
 def rebuild(skeleton: Any, tensors: dict[str, Any]) -> Any:
     """The inverse of `flatten`."""
-    (kind, content), = skeleton.items()
+    ((kind, content),) = skeleton.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
@@ -74,4 +72,6 @@ def load_state(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return rebuild(json.loads(metadata["skeleton"]), tensors)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise FileError(f"'{path}' is no readable state file ({error}); delete it and start again") from None
+        raise FileError(
+            f"'{path}' is no readable state file ({error}); delete it and start again"
+        ) from None

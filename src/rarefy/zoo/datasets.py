@@ -3,6 +3,7 @@
 
 import gzip
 import io
+import itertools
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def jpeg_array(path: Path) -> Images:
     """Images of an .npz with `jpeg` (all files end to end), `offsets` and `labels`."""
     arrays = open_arrays(path, ("jpeg", "offsets", "labels"))
     data, offsets = arrays["jpeg"], arrays["offsets"]
-    pixels = [decode(data[a:b].tobytes()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    pixels = [decode(data[a:b].tobytes()) for a, b in itertools.pairwise(offsets)]
     return Images(np.stack(pixels), arrays["labels"])
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what the user wrote as TASK to batches, loss and metric."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,7 +209,7 @@ def folder_task(source: str) -> "Task":
 
 
 def zip_task(source: str) -> "Task":
-    """Labelled images of a zip (``<class index>_<name>.jpg``), 224 x 224, for networks trained on ImageNet."""
+    """Labelled images of a zip (``<class index>_<name>.jpg``), 224 x 224, normalised as for ImageNet."""
     from rarefy.zoo.datasets import image_zip
     from rarefy.zoo.images import Preparation, image_task, loader
 
@@ -216,8 +217,6 @@ def zip_task(source: str) -> "Task":
     preparation = Preparation(IMAGENET_MEAN, IMAGENET_STD)
     names = tuple(str(i) for i in range(int(images.labels.max()) + 1))
     task = image_task("imagezip", None, images, preparation, names)
-    import dataclasses
-
     return dataclasses.replace(
         task, validation=task.test, calibration=loader(images[:128], preparation, 32)
     )

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about a finished compression: stages, parity, latency, layers, classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rarefy.errors import RuntimeParityError
+from rarefy.export.artefact import Artefact
+from rarefy.export.onnxruntime import OnnxRuntime
+from rarefy.export.parity import Parity, check_parity
+from rarefy.measure.counts import layers
+from rarefy.measure.energy import inference_energy
+from rarefy.measure.environment import environment
+from rarefy.measure.latency import latency
+from rarefy.measure.memory import peak_memory
+from rarefy.measure.quality import Quality, batches_of, evaluate
+from rarefy.store.pack import pack
+from rarefy.store.rfy import read
+from rarefy.task import Inputs, Task, call
+
+INTERLEAVED = 2**30  # bytes of programs that may be loaded at once to be timed side by side
+PARITY_EXAMPLES = 256
+
+
+def metric_facts(quality: Quality, through: str) -> dict[str, Any]:
+    """The metric as it stands in measurements.json."""
+    return {
+        "name": quality.name,
+        "value": quality.value,
+        "higher_is_better": quality.higher_is_better,
+        "through": through,
+        "examples": quality.examples,
+    }
+
+
+def first_example(inputs: Inputs) -> Inputs:
+    """A batch of one."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:1]
+    if isinstance(inputs, tuple):
+        return tuple(t[:1] for t in inputs)
+    return {name: t[:1] for name, t in inputs.items()}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Collects the proof for a result.
+
+    Attributes:
+        original: the network before.
+        model: the network after, baked.
+        task: on which both are measured.
+        programs: exported networks of all stages, baseline first.
+        facts: what was measured at each stage.
+    """
+
+    original: nn.Module
+    model: nn.Module
+    task: Task
+    programs: list[Path]
+    facts: list[dict[str, Any]]
+
+    def document(self, artefact: Artefact) -> dict[str, Any]:
+        """Everything in measurements.json but the head and the budget.
+
+        Raises:
+            RuntimeParityError: the exported file does not compute what the network computes.
+        """
+        threads = torch.get_num_threads()
+        program = OnnxRuntime(artefact.program, threads=threads)
+        batches = list(batches_of(self.task, "calibration", PARITY_EXAMPLES))
+        parity = check_parity(self.model, program, batches)
+        if not parity.passed:
+            raise RuntimeParityError(complaint(parity))
+        quality = evaluate(program, self.task, reference=self.original, label="measure the file")
+        stages = [dict(fact["measurement"]) for fact in self.facts]
+        last = {**stages[-1], "name": "artefact", "metric": metric_facts(quality, "onnxruntime")}
+        last |= {
+            "bytes": {**last["bytes"], "onnx": artefact.program.stat().st_size},
+            "seconds": 0.0,
+        }
+        last["memory_bytes"] = peak_memory(
+            lambda x: call(program, x), first_example(self.task.example)
+        )
+        stages.append(last)
+        self.time(stages, [*self.programs, artefact.program], threads)
+        for stage in stages:
+            stage["energy_uj"] = inference_energy(stage["macs"], stage["bytes"]["onnx"])
+        return {
+            "environment": environment(threads),
+            "stages": stages,
+            "layers": self.layer_table(artefact),
+            "parity": parity_facts(parity),
+            "training": {
+                fact["measurement"]["name"]: fact["record"]["training"]
+                for fact in self.facts
+                if fact["record"].get("training")
+            },
+            "notes": [note for fact in self.facts for note in fact["record"].get("notes", [])],
+            **self.classes(quality),
+        }
+
+    def time(self, stages: list[dict[str, Any]], programs: list[Path], threads: int) -> None:
+        """Times all stages side by side in the runtime, a batch of one, and writes it into them."""
+        names = [f"{i}" for i in range(len(programs))]
+        if sum(path.stat().st_size for path in programs) > INTERLEAVED:
+            names = [names[0], names[-1]]
+        runs = {name: OnnxRuntime(programs[int(name)], threads=threads) for name in names}
+        example = first_example(self.task.example)
+        timed = latency(
+            {n: lambda x, r=r: call(r, x) for n, r in runs.items()}, example, threads=threads
+        )
+        for name, found in timed.items():
+            stages[int(name)]["latency_ms"] = {
+                "runtime": "onnxruntime",
+                "batch": 1,
+                "threads": threads,
+                "median": found.median,
+                "iqr": list(found.iqr),
+                "cpu_median": found.cpu_median,
+                "ratio_to_baseline": found.ratio,
+                "ratio_iqr": list(found.ratio_iqr),
+                "precision": runs[name].precision,
+            }
+
+    def layer_table(self, artefact: Artefact) -> list[dict[str, Any]]:
+        """For every layer its size before (as the original's tensors) and after (as coded)."""
+        scratch = artefact.folder / "layers.scratch"
+        pack(artefact.program, scratch, coder=artefact.coder)
+        with read(scratch) as archive:
+            coded = {clean(row["name"]): row["bytes"] for row in archive.describe()}
+        scratch.unlink()
+        before = {layer.name: layer for layer in layers(self.original)}
+        modules = dict(self.original.named_modules())
+        rows = []
+        for layer in layers(self.model):
+            prefix = f"{layer.name}."
+            old = before.get(layer.name)
+            held = modules[layer.name].parameters() if old else ()
+            rows.append(
+                {
+                    "name": layer.name,
+                    "type": layer.type,
+                    "shape": list(layer.shape),
+                    "parameters": layer.parameters,
+                    "nonzero": layer.nonzero,
+                    "distinct": layer.distinct,
+                    "form": layer.form,
+                    "bytes_before": sum(p.numel() * p.element_size() for p in held),
+                    "bytes_after": sum(
+                        size for name, size in coded.items() if name.startswith(prefix)
+                    ),
+                }
+            )
+        return rows
+
+    def classes(self, quality: Quality) -> dict[str, Any]:
+        """Confusion counts before and after, where the task is a classification."""
+        before = self.facts[0].get("confusion")
+        if before is None or quality.confusion is None or not self.task.classes:
+            return {}
+        return {
+            "classes": {
+                "names": list(self.task.classes),
+                "confusion_before": before,
+                "confusion_after": quality.confusion.tolist(),
+                "examples": quality.examples,
+            }
+        }
+
+
+def clean(name: str) -> str:
+    """The name of a tensor as the network's user knows it, without traces of parametrization."""
+    return name.replace("parametrizations.", "").replace(".original", "")
+
+
+def complaint(parity: Parity) -> str:
+    """Why parity failed, in a sentence."""
+    where = parity.first_diverging_layer
+    layer = f"; the first layer that differs is '{where}'" if where else ""
+    return (
+        f"the exported file does not compute what the network computes: they differ by "
+        f"{parity.max_relative:.2g} of the output's range where {parity.tolerance:.2g} is allowed{layer}"
+    )
+
+
+def parity_facts(parity: Parity) -> dict[str, Any]:
+    """Parity as it stands in measurements.json."""
+    return {
+        "runtime": parity.runtime,
+        "passed": parity.passed,
+        "max_absolute": parity.max_absolute,
+        "max_relative": parity.max_relative,
+        "agreement": parity.agreement,
+        "samples": parity.samples,
+        "tolerance": parity.tolerance,
+        "first_diverging_layer": parity.first_diverging_layer,
+    }

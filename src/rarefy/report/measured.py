@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring a network or an exported file by its name, and exporting a network as it is."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rarefy.compress import check
+from rarefy.errors import RuntimeParityError
+from rarefy.export.artefact import ARCHIVE, PROGRAM, write_program
+from rarefy.export.onnx import export_onnx, save_onnx
+from rarefy.export.onnxruntime import OnnxRuntime
+from rarefy.export.parity import check_parity
+from rarefy.measure.counts import macs, nonzero, parameters
+from rarefy.measure.evidence import complaint, first_example, metric_facts
+from rarefy.measure.latency import latency
+from rarefy.measure.memory import peak_memory
+from rarefy.measure.quality import batches_of, evaluate
+from rarefy.recipe import Recipe
+from rarefy.task import Task, call
+from rarefy.zoo.models import load_model, split_spec
+from rarefy.zoo.tasks import load_task
+
+
+def measure_anything(model: str, task: str, weights: Path | None = None) -> dict[str, Any]:
+    """One stage of ``measurements.json`` for a network, a .onnx, a .rfy or a result's folder.
+
+    Files are measured through the runtime, without any code of the network that they came from.
+    """
+    kind, rest = split_spec(model)
+    if kind == "directory":
+        folder = Path(rest)
+        rest = str(
+            next(
+                (folder / n for n in (ARCHIVE, PROGRAM) if (folder / n).is_file()), folder / ARCHIVE
+            )
+        )
+    if kind in ("file", "directory"):
+        return measure_file(Path(rest), load_task(task))
+    network = load_model(model, weights)
+    data = load_task(task, network)
+    check(network, data, Recipe(()))
+    with tempfile.TemporaryDirectory(prefix="rarefy-") as folder_name:
+        path = Path(folder_name) / PROGRAM
+        sizes = write_program(network, data, path)
+        stage = program_facts(path, data)
+    quality = evaluate(network, data, reference=network)
+    return {
+        "name": model,
+        "metric": metric_facts(quality, "pytorch"),
+        "parameters": parameters(network),
+        "nonzero": nonzero(network),
+        "macs": macs(network, data.example),
+        "bytes": sizes,
+        **stage,
+        "seconds": 0.0,
+    }
+
+
+def measure_file(path: Path, task: Task) -> dict[str, Any]:
+    """Measures an exported network from its file alone."""
+    from rarefy.export.contents import program_counts
+    from rarefy.store.pack import load_onnx, pack
+
+    with tempfile.TemporaryDirectory(prefix="rarefy-") as folder_name:
+        program = path
+        sizes = {
+            "safetensors": None,
+            "onnx": None,
+            "rfy": path.stat().st_size if path.is_file() else None,
+        }
+        if path.suffix == ".rfy":
+            program = Path(folder_name) / PROGRAM
+            save_onnx(load_onnx(path), program)
+        else:
+            sizes["rfy"] = pack(path, Path(folder_name) / ARCHIVE)
+        sizes["onnx"] = program.stat().st_size
+        counts = program_counts(program)
+        sizes["safetensors"] = counts.pop("float32_bytes")
+        runtime = OnnxRuntime(program, threads=torch.get_num_threads())
+        quality = evaluate(runtime, task, reference=runtime)
+        stage = program_facts(program, task)
+    return {
+        "name": str(path),
+        "metric": metric_facts(quality, "onnxruntime"),
+        **counts,
+        "macs": None,
+        "bytes": sizes,
+        **stage,
+        "seconds": 0.0,
+    }
+
+
+def program_facts(path: Path, task: Task) -> dict[str, Any]:
+    """Latency of a batch of one and memory of an exported network."""
+    threads = torch.get_num_threads()
+    runtime = OnnxRuntime(path, threads=threads)
+    example = first_example(task.example)
+    found = latency({"it": lambda x: call(runtime, x)}, example, threads=threads)["it"]
+    return {
+        "latency_ms": {
+            "runtime": "onnxruntime",
+            "batch": 1,
+            "threads": threads,
+            "median": found.median,
+            "iqr": list(found.iqr),
+            "cpu_median": found.cpu_median,
+            "precision": runtime.precision,
+        },
+        "memory_bytes": peak_memory(lambda x: call(runtime, x), example),
+    }
+
+
+def export_network(model: str, task: str, weights: Path | None, out: Path) -> str:
+    """Exports a network, checks parity on the task's inputs and writes ``model.onnx``; says what it did.
+
+    Raises:
+        RuntimeParityError: the file does not compute what the network computes; nothing is written.
+    """
+    network = load_model(model, weights)
+    data = load_task(task, network)
+    check(network, data, Recipe(()))
+    program = export_onnx(network, data.example)
+    runtime = OnnxRuntime(program, threads=torch.get_num_threads())
+    parity = check_parity(network, runtime, list(batches_of(data, "calibration", 64)))
+    if not parity.passed:
+        raise RuntimeParityError(complaint(parity))
+    out.mkdir(parents=True, exist_ok=True)
+    save_onnx(program, out / PROGRAM)
+    return (
+        f"{out / PROGRAM}: {(out / PROGRAM).stat().st_size:,} bytes, parity holds on {parity.samples} "
+        f"inputs (largest difference {parity.max_relative:.1e} of the output's range)"
+    )

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one verb of the toolkit: compress by a recipe that is given, or by one that a search finds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from rarefy.budget import Budget
+from rarefy.compress import Result, run_recipe
+from rarefy.errors import RecipeError
+from rarefy.recipe import Recipe, load_recipe
+from rarefy.report.page import write_report
+from rarefy.step import Step
+from rarefy.task import Task
+
+
+def compress(
+    model: nn.Module,
+    task: Task,
+    recipe: str | Path | Recipe | Sequence[Step] | None = None,
+    *,
+    budget: Budget | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    names: tuple[str, str] | None = None,
+) -> Result:
+    """Returns a smaller network that does the same job, measured and exported.
+
+    Args:
+        model: the trained network; it stays untouched.
+        task: data, loss and metric.
+        recipe: the id of a published system, a YAML file, a `Recipe` or a list of steps.
+        budget: with a recipe it is checked; without one a search finds a recipe that meets it.
+        seed: of everything; the same seed gives the same files on the same machine.
+        cache: folder in which finished stages are kept, so that an interrupted run resumes.
+        names: how model and task are called in reports.
+
+    Raises:
+        RarefyError: bad input, in one sentence.
+
+    Examples:
+        result = rf.compress(model, task, [rf.PruneWeights(sparsity=0.9), rf.Distill(epochs=3)])
+        result.save("out")
+    """
+    if recipe is None:
+        if budget is None:
+            raise RecipeError("compress needs a recipe, or a budget for which one is searched")
+        from rarefy.search.budget import find_recipe
+
+        chosen = find_recipe(model, task, budget, seed=seed, cache=cache)
+    else:
+        chosen = as_recipe(recipe)
+    result = run_recipe(model, task, chosen, seed=seed, budget=budget, cache=cache, names=names)
+    return result.written_by(write_report)
+
+
+def as_recipe(recipe: str | Path | Recipe | Sequence[Step]) -> Recipe:
+    """A recipe from any of its spellings."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe)
+    return Recipe(tuple(recipe))
