@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
-def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool = False) -> None:
-    """Prints rows that share their keys, as a table or as JSON."""
+def show_rows(
+    rows: Sequence[Mapping[str, Any]], as_json: bool = False, columns: Sequence[str] = ()
+) -> None:
+    """Prints rows that share their keys, as JSON or as a table (of some `columns` only, if given)."""
     if as_json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -17,11 +19,12 @@ def show_rows(rows: Sequence[Mapping[str, Any]], as_json: bool = False) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0] if rows else ():
+    names = columns or list(rows[0] if rows else ())
+    for name in names:
         numeric = all(isinstance(row[name], (int, float)) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(str(row[name]) for name in names))
     Console().print(table)
 
 
