@@ -61,6 +61,11 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def stacks(module: nn.Module) -> dict[str, Any]:
+    """The stacks of forms of a module, by the tensor that they stand on."""
+    return dict(module.parametrizations.items()) if parametrize.is_parametrized(module) else {}  # type: ignore[union-attr, operator]
+
+
 def keep(
     tensor: Tensor | None, path: str, tensors: dict[str, Tensor], names: dict[int, str]
 ) -> Any:
