@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tensor as bytes in the smallest of several codings; bit for bit, for every dtype.
+
+A coding is a layout (dense, bitmap or gaps) times a form of values (codebook or planes). The
+encoder finds out what the tensor is: few distinct values, one value that fills much of it, a
+counter. Costs are computed from histograms; short tensors are coded in every way that may pay and
+the shortest is kept. The first byte names the coding; `decoding` reads it.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.store.decoding import BACKGROUND, BITMAP, COLUMNS, DENSE, DIFFERENCES, GAPS, RAW
+from rarefy.store.fields import varint
+from rarefy.store.keys import is_counter, kind_of, patterns, real_of
+from rarefy.store.positions import plan_bitmap, plan_gaps
+from rarefy.store.symbols import Coded
+from rarefy.store.values import Values, values_of
+
+_SHORT = 1 << 12
+_LEAST_SHARE = 0.3
+
+
+def encode_tensor(array: NDArray[Any], coder: str = "auto") -> bytes:
+    """The tensor's values in the smallest coding; dtype and shape have to be kept elsewhere.
+
+    Args:
+        array: any shape, of a dtype in `keys.DTYPES`.
+        coder: "auto", "huffman", "ans" (which entropy coder) or "raw" (the bytes as they are).
+    """
+    if not array.size:
+        return b""
+    pattern, kind, real = patterns(array), kind_of(array.dtype), real_of(array.dtype)
+    raw = _joined(bytes([RAW]), _little(pattern))
+    if coder == "raw":
+        return raw.encode()
+    values = values_of(pattern, kind, real)
+    candidates = [raw, _dense(values, 0, coder)]
+    rows = array.shape[0] if array.ndim > 1 else 1
+    candidates += _sparse(values, pattern, rows, coder)
+    if is_counter(real):
+        differences = np.diff(pattern, prepend=pattern.dtype.type(0))
+        candidates.append(_dense(values_of(differences, kind, real), DIFFERENCES, coder))
+    if array.size > _SHORT:
+        return min(candidates, key=lambda found: found.bits).encode()
+    return min((found.encode() for found in candidates), key=len)
+
+
+def _little(pattern: NDArray[Any]) -> Coded:
+    ordered = pattern.astype(pattern.dtype.newbyteorder("<"), copy=False)
+    return Coded(8 * pattern.nbytes, ordered.tobytes)
+
+
+def _joined(head: bytes, *parts: Coded) -> Coded:
+    return Coded(
+        8 * len(head) + sum(part.bits for part in parts),
+        lambda: head + b"".join(part.encode() for part in parts),
+    )
+
+
+def _dense(values: Values, extra: int, coder: str) -> Coded:
+    return _joined(bytes([DENSE | values.form | extra]), values.plan(None, coder))
+
+
+def _sparse(values: Values, pattern: NDArray[Any], rows: int, coder: str) -> list[Coded]:
+    """The cheapest sparse plan, if one value fills enough of the tensor to make one worth a try.
+
+    Positions are scanned row by row or column by column, whichever makes them cheaper.
+    """
+    places = values.others()
+    if not _LEAST_SHARE * pattern.size <= pattern.size - places.size < pattern.size:
+        return []
+    scans = [(places, places, 0)]
+    if 1 < rows < pattern.size:
+        scans.append((*_by_columns(places, rows, pattern.size // rows), COLUMNS))
+    options = []
+    for scanned, order, columns in scans:
+        options.append((plan_gaps(scanned, coder), order, GAPS | columns))
+        options.append((plan_bitmap(scanned, pattern.size, coder), order, BITMAP | columns))
+    positions, order, tag = min(options, key=lambda option: option[0].bits)
+    head = bytes([tag | values.form | (BACKGROUND if values.common else 0)])
+    if values.common:
+        head += values.common.to_bytes(pattern.dtype.itemsize, "little")
+    return [_joined(head + varint(places.size), positions, values.plan(order, coder))]
+
+
+def _by_columns(
+    places: NDArray[np.int64], rows: int, columns: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in a column-by-column scan, increasing, and the row-by-row place of each."""
+    marks = np.zeros(rows * columns, dtype=bool)
+    marks[places] = True
+    moved = np.flatnonzero(marks.reshape(rows, columns).T)
+    column, row = np.divmod(moved, rows)
+    return moved, row * columns + column

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of symbol frequencies: how a decoder learns the distribution in a few bytes.
+
+Three kinds of table. *Counted*: each count rounded to a short floating-point number (a few bits of
+mantissa), their codes written as differences between neighbours in exponential-Golomb code, because
+histograms of weights are smooth on that logarithmic scale. *Geometric*: one parameter, for the gaps
+between independent non-zeros. *Bernoulli*: one parameter, for bytes of eight independent bits.
+The last two follow from integer arithmetic alone, so that every machine finds the same table.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.errors import FileError
+from rarefy.store.fields import BitReader, BitWriter
+
+TOTAL_BITS = 22
+"""Tables are scaled to a sum of about 2**22; every symbol in a table keeps at least 1."""
+
+MOST_SYMBOLS = 1 << 13
+"""Largest alphabet of a table."""
+
+_MANTISSAS = range(6)
+_LARGEST = 1 << 40
+
+
+def rounded_codes(counts: NDArray[Any], mantissa: int) -> NDArray[np.int64]:
+    """Codes of counts rounded to `mantissa` bits below the leading one; 0 stays 0.
+
+    Codes rise with the counts and are exact below `2**(mantissa + 1)`.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    length = np.frexp(counts.astype(np.float64))[1]
+    exponent = np.maximum(length - 1 - mantissa, 0).astype(np.int64)
+    half = np.where(exponent > 0, np.int64(1) << np.maximum(exponent - 1, 0), 0)
+    return (exponent << mantissa) + ((counts + half) >> exponent)
+
+
+def rounded_counts(codes: NDArray[np.int64], mantissa: int) -> NDArray[np.int64]:
+    """The counts that `rounded_codes` stands for.
+
+    Examples:
+        >>> rounded_counts(rounded_codes(np.array([0, 1, 3, 100]), 1), 1).tolist()
+        [0, 1, 3, 96]
+    """
+    exponent = np.maximum((codes >> mantissa) - 1, 0)
+    return (codes - (exponent << mantissa)) << exponent
+
+
+def scaled(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frequencies in proportion to the counts, summing to about `2**TOTAL_BITS`, none below 1."""
+    total = max(int(counts.sum()), 1)
+    shift = max(total.bit_length() - 40, 0)
+    return np.maximum(((counts >> shift) << TOTAL_BITS) // max(total >> shift, 1), 1)
+
+
+def information(counts: NDArray[Any], frequencies: NDArray[np.int64]) -> float:
+    """Bits of a message with these counts under a model with these frequencies."""
+    used = counts > 0
+    model = frequencies[used].astype(np.float64)
+    return float(counts[used] @ (np.log2(float(frequencies.sum())) - np.log2(model)))
+
+
+@dataclass(frozen=True)
+class CountedTable:
+    """A table of rounded counts and what it costs."""
+
+    frequencies: NDArray[np.int64]
+    bits: float  # of message and table together
+    mantissa: int
+    order: int
+    steps: NDArray[np.int64]
+
+    def write(self, writer: BitWriter) -> None:
+        """Append the table; `read_counted` takes it back."""
+        writer.write(self.mantissa, 3)
+        _write_steps(writer, self.steps, self.order)
+
+
+def counted(counts: NDArray[Any]) -> CountedTable:
+    """The counted table that makes message and table cheapest together.
+
+    Args:
+        counts: shape (n,), n at least 1, first and last entry above 0.
+    """
+    tables = []
+    for mantissa in _MANTISSAS:
+        codes = rounded_codes(counts, mantissa)
+        steps = _steps(codes)
+        frequencies = scaled(rounded_counts(codes, mantissa))
+        order, bits = _best_order(steps)
+        bits += 6 + information(counts, frequencies)
+        tables.append(CountedTable(frequencies, bits, mantissa, order, steps))
+    return min(tables, key=lambda table: table.bits)
+
+
+def read_counted(reader: BitReader, symbols: int) -> NDArray[np.int64]:
+    """Frequencies of a counted table with this many symbols.
+
+    Raises:
+        FileError: the table is cut short or holds impossible counts.
+    """
+    mantissa = reader.read(3)
+    codes = _read_steps(reader, symbols)
+    if int(codes.max()) >> mantissa > 40 - mantissa:
+        raise FileError("a frequency table holds counts above 2**40")
+    return scaled(rounded_counts(codes, mantissa))
+
+
+def smooth_bits(values: NDArray[Any]) -> float:
+    """Bits that `write_smooth` needs."""
+    return 3 + _best_order(_steps(np.asarray(values, dtype=np.int64)))[1]
+
+
+def write_smooth(writer: BitWriter, values: NDArray[Any]) -> None:
+    """Append small non-negative integers that change little to the next one (code lengths)."""
+    steps = _steps(np.asarray(values, dtype=np.int64))
+    _write_steps(writer, steps, _best_order(steps)[0])
+
+
+def read_smooth(reader: BitReader, count: int) -> NDArray[np.int64]:
+    """Undo `write_smooth`."""
+    return _read_steps(reader, count)
+
+
+def geometric(parameter: int, symbols: int) -> NDArray[np.int64]:
+    """Frequencies of a geometric law with success probability `parameter / 2**16`.
+
+    The last symbol stands for all longer runs and takes what is left.
+    """
+    tail, table = 1 << TOTAL_BITS, []
+    for _ in range(symbols - 1):
+        part = tail * parameter >> 16
+        table.append(max(part, 1))
+        tail -= part
+    return np.array([*table, max(tail, 1)], dtype=np.int64)
+
+
+def bernoulli(parameter: int, width: int) -> NDArray[np.int64]:
+    """Frequencies of `width` independent bits, each set with probability `parameter / 2**16`."""
+    unset = 65536 - parameter
+    by_ones = [
+        max((parameter**ones * unset ** (width - ones) << TOTAL_BITS) >> 16 * width, 1)
+        for ones in range(width + 1)
+    ]
+    patterns = np.arange(1 << width)[:, None] >> np.arange(width) & 1
+    return np.array(by_ones, dtype=np.int64)[patterns.sum(axis=1)]
+
+
+def _steps(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Zigzag-folded differences between neighbours, the first against 0."""
+    difference = np.diff(codes, prepend=0)
+    return np.where(difference >= 0, 2 * difference, -2 * difference - 1)
+
+
+def _best_order(steps: NDArray[np.int64]) -> tuple[int, float]:
+    """The exponential-Golomb order with the fewest bits, and those bits."""
+
+    def bits(order: int) -> float:
+        lengths = np.frexp((steps + (1 << order)).astype(np.float64))[1]
+        return float(2 * lengths.sum() - (1 + order) * steps.size)
+
+    guess = int(np.log2(float(steps.mean()) + 1))
+    return min(((k, bits(k)) for k in {max(guess - 1, 0), min(guess, 7)}), key=lambda kb: kb[1])
+
+
+def _write_steps(writer: BitWriter, steps: NDArray[np.int64], order: int) -> None:
+    writer.write(order, 3)
+    for step in steps.tolist():
+        writer.golomb(step, order)
+
+
+def _read_steps(reader: BitReader, count: int) -> NDArray[np.int64]:
+    order = reader.read(3)
+    value, values = 0, []
+    for _ in range(count):
+        step = reader.golomb(order)
+        value += -(step + 1 >> 1) if step & 1 else step >> 1
+        if not 0 <= value < _LARGEST:
+            raise FileError("a frequency table leaves its range")
+        values.append(value)
+    return np.array(values, dtype=np.int64)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two forms of a tensor's values, as an encoder sees them: codes of a codebook, or planes.
+
+Either form can give all values at once, or say which value fills much of the tensor (`common`) and
+give the others alone, in any order, for the sparse layouts.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.store.codebook import find_levels, level_codes, write_levels
+from rarefy.store.keys import from_keys, to_keys
+from rarefy.store.planes import plan_planes
+from rarefy.store.symbols import Coded, plan_run
+
+PLANES = 4
+"""Bit of a tensor's first byte: values are planes, not codes of a codebook."""
+
+
+class Values(Protocol):
+    """What both forms offer."""
+
+    @property
+    def form(self) -> int:
+        """`PLANES` or 0."""
+
+    @property
+    def common(self) -> int:
+        """The pattern that fills most of the tensor."""
+
+    def others(self) -> NDArray[np.int64]:
+        """Where another value than the common one stands, increasing."""
+
+    def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
+        """All values, or those at `others`, in the order of `places`."""
+
+
+class Codes:
+    """Few distinct values: a codebook, and each value's place in it."""
+
+    form = 0
+
+    def __init__(
+        self, pattern: NDArray[Any], levels: NDArray[Any], kind: int, real: np.dtype[Any]
+    ) -> None:
+        """Look up all values of `pattern`, shape (n,), in `levels` (increasing keys)."""
+        self._levels, self._kind, self._real = levels, kind, real
+        self._codes = level_codes(pattern, levels, kind)
+        self._counts = np.bincount(self._codes, minlength=levels.size)
+        self._common = int(self._counts.argmax())
+        self.common = int(from_keys(levels[self._common : self._common + 1], kind)[0])
+
+    def others(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._codes != self._common)
+
+    def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
+        levels, counts, codes = self._levels, self._counts, self._codes
+        if places is not None:
+            levels, counts = np.delete(levels, self._common), np.delete(counts, self._common)
+            codes = codes[places]
+            codes -= codes > self._common
+        book = write_levels(levels, self._kind, self._real)
+        run = plan_run(lambda: codes, counts, coder)
+        return Coded(8 * len(book) + run.bits, lambda: book + run.encode())
+
+
+class Planes:
+    """Many distinct values: planes of bits; the common value is zero."""
+
+    form = PLANES
+    common = 0
+
+    def __init__(self, pattern: NDArray[Any], kind: int) -> None:
+        """Stand for all values of `pattern`, shape (n,)."""
+        self._pattern, self._kind = pattern, kind
+
+    def others(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._pattern)
+
+    def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
+        pattern = self._pattern if places is None else self._pattern[places]
+        return plan_planes(to_keys(pattern, self._kind), coder)
+
+
+def values_of(pattern: NDArray[Any], kind: int, real: np.dtype[Any]) -> Values:
+    """The form that suits an array of patterns, shape (n,), n > 0."""
+    levels = find_levels(pattern, kind)
+    return Planes(pattern, kind) if levels is None else Codes(pattern, levels, kind, real)
