@@ -19,7 +19,9 @@ def test_small_case_by_hand() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.booleans())
-def test_gradient_of_a_level_is_the_sum_over_its_entries(seed: int, levels: int, zero: bool) -> None:
+def test_gradient_of_a_level_is_the_sum_over_its_entries(
+    seed: int, levels: int, zero: bool
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     indices = torch.randint(0, levels + zero, (4, 5), generator=draw)
     form = Codebook(indices, levels, zero)

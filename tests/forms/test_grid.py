@@ -42,11 +42,15 @@ def test_codes_of_a_grid(grid: Grid, ends: tuple[int, int]) -> None:
 def test_zero_is_exact_and_the_range_is_covered(grid: Grid, a: float, b: float) -> None:
     low, high = torch.tensor(min(a, b)).double(), torch.tensor(max(a, b)).double()
     scale, zero_point = grid_for_range(low, high, grid)
-    assert float(from_codes(to_codes(torch.zeros(1), scale, zero_point, grid), scale, zero_point)) == 0
+    assert (
+        float(from_codes(to_codes(torch.zeros(1), scale, zero_point, grid), scale, zero_point)) == 0
+    )
     ends = torch.stack([low.clamp(max=0), high.clamp(min=0)]).float()
     back = from_codes(to_codes(ends, scale, zero_point, grid), scale, zero_point)
     # ties of the rounding of the zero point cost at most one more half step
-    assert bool(((back - ends).abs() <= scale * (0.5 if grid.symmetric else 1.0) * (1 + 1e-4)).all())
+    assert bool(
+        ((back - ends).abs() <= scale * (0.5 if grid.symmetric else 1.0) * (1 + 1e-4)).all()
+    )
 
 
 def test_an_empty_range_has_scale_one() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forms stack, come off and bake without changing what the network computes."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -84,6 +86,21 @@ def test_one_of_two_dressed_tensors_comes_off() -> None:
     assert torch.equal(layer.weight, torch.ones(2, 3))
     assert float(layer.bias.detach()[1]) == 0
     assert layer(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_copies_do_not_share_what_they_wear() -> None:
+    layer = nn.Linear(3, 2)
+    set_mask(layer, torch.ones(2, 3))
+    twin = copy.deepcopy(layer)
+    set_mask(twin, torch.tensor([True, False]), "bias")
+    third = copy.deepcopy(twin)
+    bake(third)
+    x = torch.randn(4, 3)
+    assert torch.equal(third(x), twin(x))
+    assert layer(x).shape == (4, 2)
+    assert not isinstance(vars(type(layer)).get("bias"), property)
+    unparametrize(twin, "weight")
+    assert torch.equal(layer.weight, layer.parametrizations["weight"].original)
 
 
 def test_dense_values_replace_whatever_held_the_weight() -> None:

@@ -103,7 +103,9 @@ def test_a_snapshot_is_exact(change: Callable[[Net], nn.Module]) -> None:
     assert [(n, p.requires_grad) for n, p in back.named_parameters()] == [
         (n, p.requires_grad) for n, p in changed.named_parameters()
     ]
-    assert [type(m).__name__ for m in back.modules()] == [type(m).__name__ for m in changed.modules()]
+    assert [type(m).__name__ for m in back.modules()] == [
+        type(m).__name__ for m in changed.modules()
+    ]
     assert all(torch.equal(t, kept[name]) for name, t in original.state_dict().items())
     assert snapshot(back)[0] == snapshot(changed)[0]
 
@@ -145,7 +147,7 @@ def test_no_foreign_class_is_made(name: str) -> None:
     structure, tensors = snapshot(Net())
     changed: dict[str, Any] = json.loads(json.dumps(structure))
     changed["children"]["conv"]["class"] = name
-    with pytest.raises(FileError, match="is not part of the network|is no module"):
+    with pytest.raises(FileError, match=r"is not part of the network|is no module"):
         restore(Net(), changed, tensors)
 
 

@@ -37,13 +37,12 @@ def unparametrize(module: nn.Module, name: str) -> None:
     """Removes a parametrization together with its originals, and registers nothing instead."""
     if parametrize.is_parametrized(module, name):
         # the originals may be smaller than the weight, so they can't be left in its place
-        held = module.parametrizations[name]  # type: ignore[index, union-attr]
-        del module.parametrizations[name]  # type: ignore[union-attr, operator]
+        del module.parametrizations[name]  # type: ignore[union-attr]
         if not module.parametrizations:
             restore_class(module)
         else:
+            separate_class(module)
             delattr(type(module), name)
-        del held
     elif name in module._parameters:
         del module._parameters[name]
 
@@ -54,8 +53,21 @@ def restore_class(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
 
 
+def separate_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class of its own.
+
+    `parametrize` keeps properties in the module's class, and copies share that class: what is put on or
+    taken off one copy would show on all of them.
+    """
+    shared = type(module)
+    body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
+
+
 def dress(module: nn.Module, name: str, form: Form) -> None:
     """Puts `form` on the tensor `name` of `module`, above the forms that are there."""
+    if parametrize.is_parametrized(module) and not parametrize.is_parametrized(module, name):
+        separate_class(module)
     parametrize.register_parametrization(module, name, form, unsafe=True)
 
 
@@ -63,7 +75,7 @@ def forms_of(module: nn.Module, name: str = "weight") -> list[nn.Module]:
     """The forms that stand on a tensor, lowest first; empty for a plain parameter."""
     if not parametrize.is_parametrized(module, name):
         return []
-    return list(module.parametrizations[name])  # type: ignore[index, union-attr]
+    return list(module.parametrizations[name])  # type: ignore[index]
 
 
 def find(module: nn.Module, kind: type[Any], name: str = "weight") -> Any | None:
@@ -75,7 +87,7 @@ def dressed(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Every tensor that wears a form: (dotted path of the module, the module, name of the tensor)."""
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
+            for name in list(module.parametrizations):
                 yield path, module, name
 
 

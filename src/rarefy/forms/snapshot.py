@@ -193,7 +193,7 @@ def put_forms(
     unparametrize(module, name)
     module.register_parameter(name, parameter(held, trained))
     dress(module, name, Unchanged())
-    stack = module.parametrizations[name]  # type: ignore[index, union-attr]
+    stack: Any = module.parametrizations[name]  # type: ignore[index]
     del stack[0]
     stack.extend(build(None, form) for form in state["stack"])
 
