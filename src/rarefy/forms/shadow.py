@@ -37,7 +37,7 @@ def unparametrize(module: nn.Module, name: str) -> None:
     """Removes a parametrization together with its originals, and registers nothing instead."""
     if parametrize.is_parametrized(module, name):
         # the originals may be smaller than the weight, so they can't be left in its place
-        del module.parametrizations[name]  # type: ignore[union-attr]
+        del module.parametrizations[name]  # type: ignore[operator, union-attr]
         if not module.parametrizations:
             restore_class(module)
         else:
