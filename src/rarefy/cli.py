@@ -262,7 +262,7 @@ def systems(context: typer.Context, json_: Json = False) -> None:
         {"id": s.id, "title": s.title, "group": s.group, "paper": s.paper, "year": s.year}
         for s in catalogue().values()
     ]
-    show_rows(rows, json_)
+    show_rows(rows, json_, columns=("id", "title", "group", "year"))
 
 
 @systems_app.command("show")

@@ -14,6 +14,7 @@ import numpy as np
 
 from rarefy.errors import TaskError
 from rarefy.zoo.images import Images
+from rarefy.zoo.originals import cifar_python, parquet_directory
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FASHION = (
@@ -81,8 +82,13 @@ def idx_directory(directory: Path) -> tuple[Images, Images]:
 def mnist(source: Path) -> tuple[Images, Images]:
     """MNIST from one .npz (x_train, y_train, x_test, y_test) or from a directory of IDX files."""
     if source.is_dir():
-        raw = source / "MNIST" / "raw"  # as torchvision lays it
-        return idx_directory(raw if raw.is_dir() else source)
+        found = parquet_directory(source, gray=True)
+        if found is not None:
+            return found
+        raws = [
+            source / name / "raw" for name in ("MNIST", "FashionMNIST")
+        ]  # as torchvision lays it
+        return idx_directory(next((raw for raw in raws if raw.is_dir()), source))
     arrays = open_arrays(source, ("x_train", "y_train", "x_test", "y_test"))
     return Images(arrays["x_train"], arrays["y_train"]), Images(arrays["x_test"], arrays["y_test"])
 
@@ -138,7 +144,7 @@ def cifar_binary(read: Callable[[str], bytes | None]) -> tuple[Images, Images]:
 def cifar10(directory: Path) -> tuple[Images, Images]:
     """CIFAR-10 from JPEG arrays (cifar10_train.npz, cifar10_test*.npz), the binary version or its archive.
 
-    The version of pickled Python objects is refused: unpickling a file runs what is in it.
+    Python batches (as torchvision unpacks them) and Hugging Face's parquet files are read too.
     """
     train, tests = directory / "cifar10_train.npz", sorted(directory.glob("cifar10_test*.npz"))
     if train.is_file() and tests:
@@ -148,6 +154,12 @@ def cifar10(directory: Path) -> tuple[Images, Images]:
     for folder in (directory, directory / "cifar-10-batches-bin"):
         if (folder / "data_batch_1.bin").is_file():
             return cifar_binary(lambda name: (folder / name).read_bytes())  # noqa: B023
+    for folder in (directory, directory / "cifar-10-batches-py"):
+        if (folder / "data_batch_1").is_file():
+            return cifar_python(folder)
+    found = parquet_directory(directory)
+    if found is not None:
+        return found
     archive = directory / "cifar-10-binary.tar.gz"
     if archive.is_file():
         with tarfile.open(archive) as tar:
@@ -158,8 +170,8 @@ def cifar10(directory: Path) -> tuple[Images, Images]:
 
             return cifar_binary(read)
     raise TaskError(
-        f"'{directory}' holds no CIFAR-10: expected cifar10_train.npz and cifar10_test*.npz, or the binary "
-        "version (cifar-10-batches-bin); the pickled Python version is not read"
+        f"'{directory}' holds no CIFAR-10: expected cifar10_train.npz and cifar10_test*.npz, "
+        "cifar-10-batches-bin, cifar-10-batches-py, cifar-10-binary.tar.gz, or parquet files"
     )
 
 

@@ -37,7 +37,7 @@ class Entry:
 
 
 PLAIN = {"epochs": 12, "rate": 0.02, "warmup": 0.1, "weight_decay": 5e-4}
-RESIDUAL = {"epochs": 30, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4}
+RESIDUAL = {"epochs": 14, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4}
 ZOO: dict[str, Entry] = {
     "digits-net": Entry(
         "rarefy.zoo.lenet:DigitsNet", training={**PLAIN, "epochs": 40, "rate": 0.05}
