@@ -23,9 +23,9 @@ coder: huffman
 
 
 @pytest.fixture(scope="module")
-def compressed(digits, tmp_path_factory):
+def compressed(digits_network, digits_task, tmp_path_factory):
     """The digits network after pruning, sharing and Huffman coding, saved."""
-    model, task = digits
+    model, task = digits_network, digits_task
     result = rf.compress(model, task, Recipe.from_yaml(STEPS))
     return model, task, result, result.save(tmp_path_factory.mktemp("dc"))
 
