@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-SIZES = {"desktop": (1280, 900), "tablet": (761, 1000), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 900), "tablet": (861, 1000), "phone": (390, 844)}
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rarefy.report import chart as c
 from rarefy.report import quantities as q
 from rarefy.report.markup import Markup, element
-from rarefy.report.rows import Panel, Place, rows_figure
+from rarefy.report.rows import Panel, Place, bars, rows_figure
 from rarefy.report.schema import Classes
 from rarefy.report.table import Cell, section, table
 
@@ -119,16 +119,15 @@ def recall_chart(changes: list[RecallChange]) -> Markup:
     def build(narrow: bool) -> "Figure":
         # Beyond the bars' ends the wide chart writes figures, the narrow one above its bars.
         room = (0.06 if narrow else 0.5) * ((worst + best) or 1.0)
-        zero = {"zeroline": True, "zerolinecolor": c.MUTED, "zerolinewidth": 1}
-        scale = c.axis("change of recall (points)", range=[-worst - room, best + room], **zero)
+        scale = c.axis("change of recall (points)", range=[-worst - room, best + room])
         figures = [f"{q.points(x.change)} ({x.count_text})" for x in shown]
-        names = [q.shortened(x.name, 22 if narrow else 28) for x in shown]
+        names = [q.shortened(x.name, 16 if narrow else 26) for x in shown]
         if narrow:
             names = [f"{name}:  {text}" for name, text in zip(names, figures, strict=True)]
             figures = []
         return rows_figure(
             names,
-            [Panel(lambda place: [_recall_bars(shown, figures, place)], scale)],
+            [Panel(lambda place: [_recall_bars(shown, figures, place)], scale, reference=0.0)],
             height=46 if narrow else 32,
             above=narrow,
             length=60,
@@ -143,24 +142,13 @@ def recall_chart(changes: list[RecallChange]) -> Markup:
 
 
 def _recall_bars(shown: list[RecallChange], figures: list[str], place: Place) -> Any:
-    from plotly import graph_objects as go
-
-    return go.Bar(
-        **place.axes,
-        orientation="h",
+    return bars(
+        place,
         x=[100 * x.change for x in shown],
         y=[i + place.shift for i in range(len(shown))],
         width=0.42,
-        marker={
-            "color": [c.WORSE if x.change < 0 else c.BETTER for x in shown],
-            "line": {"width": 0},
-        },
+        marker={"color": [c.WORSE if x.change < 0 else c.BETTER for x in shown]},
         text=figures or None,
-        textposition="outside",
-        textfont=c.SMALL,
-        constraintext="none",
-        cliponaxis=False,
-        hoverinfo="text",
         hovertext=[
             f"{c.label(x.name)}<br>"
             f"before: {q.count(x.right_before)} of {q.count(x.examples_before)} recognised<br>"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rarefy.report import chart as c
 from rarefy.report import quantities as q
 from rarefy.report.markup import Markup
-from rarefy.report.rows import Panel, Place, rows_figure
+from rarefy.report.rows import Panel, Place, bars, rows_figure
 from rarefy.report.schema import Layer
 from rarefy.report.table import Cell, section, table
 
@@ -66,7 +66,7 @@ def layers_chart(layers: list[Layer]) -> Markup:
             [_bytes_panel(shown, narrow), _sparsity_panel(shown)],
             height=50 if narrow else 34,
             above=narrow,
-            length=34 if narrow else 40,
+            length=34,
         )
 
     told = "; ".join(
@@ -153,27 +153,19 @@ def _shrink(layer: Layer) -> str:
 
 def _sparsity_panel(layers: list[Layer]) -> Panel:
     def draw(place: Place) -> list[Any]:
-        from plotly import graph_objects as go
-
+        hover = [
+            f"{c.label(x.name)}<br>{q.count(x.nonzero)} of {q.count(x.parameters)} are not zero"
+            for x in layers
+        ]
         return [
-            go.Bar(
-                **place.axes,
-                orientation="h",
+            bars(
+                place,
                 x=[100 * x.sparsity for x in layers],
                 y=[i + place.shift for i in range(len(layers))],
                 width=0.36,
-                marker={"color": "var(--zeros)", "line": {"width": 0}},
+                marker={"color": "var(--zeros)"},
                 text=[q.percent(x.sparsity, 0) for x in layers],
-                textposition="outside",
-                textfont=c.SMALL,
-                constraintext="none",
-                cliponaxis=False,
-                hoverinfo="text",
-                hovertext=[
-                    f"{c.label(x.name)}<br>{q.count(x.nonzero)} of {q.count(x.parameters)}"
-                    " weights are not zero"
-                    for x in layers
-                ],
+                hovertext=hover,
             )
         ]
 

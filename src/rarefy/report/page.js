@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const narrow = window.matchMedia("screen and (max-width: 760px)");
+  const narrow = window.matchMedia("screen and (max-width: 860px)");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const PRINTED = 660; // pixels: the width of text on a sheet of A4
   const charts = [...document.querySelectorAll("figure.chart")].map((figure) => ({

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rarefy.report.chart import BAND, BEFORE, INK, axis, figure, label
+from rarefy.report.chart import BAND, BEFORE, INK, SMALL, axis, figure, label
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Bar, Figure
 
 AXIS = 44  # pixels below a panel, for its ticks and title
 TOP = 8  # pixels above the first row
@@ -90,6 +90,21 @@ def rows_figure(
         traces += panel.draw(place)
     layout |= {"shapes": shapes, "annotations": titles, "barmode": "overlay"}
     return figure(traces, inner + TOP + AXIS, **layout)
+
+
+def bars(place: Place, **settings: Any) -> "Bar":
+    """Bars that lie along their rows, figures at their ends, hovering text of our own."""
+    from plotly import graph_objects as go
+
+    look: dict[str, Any] = {
+        "orientation": "h",
+        "textposition": "outside",
+        "textfont": SMALL,
+        "constraintext": "none",
+        "cliponaxis": False,
+        "hoverinfo": "text",
+    }
+    return go.Bar(**place.axes, **look, **settings)
 
 
 def _axis_name(letter: str, place: int) -> str:

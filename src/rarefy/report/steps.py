@@ -7,7 +7,7 @@ from rarefy.report import chart as c
 from rarefy.report import quantities as q
 from rarefy.report import verdict
 from rarefy.report.markup import Markup, element
-from rarefy.report.rows import Panel, Place, rows_figure
+from rarefy.report.rows import Panel, Place, bars, rows_figure
 from rarefy.report.schema import Measurements, Stage
 
 if TYPE_CHECKING:
@@ -72,23 +72,15 @@ def _size_panel(stages: list[Stage], kinds: list[str], narrow: bool) -> Panel:
 def _bars(
     stages: list[Stage], kind: str, shift: float, colour: str, divisor: float, place: Place
 ) -> Any:
-    from plotly import graph_objects as go
-
     found = [(i, s, s.bytes[kind]) for i, s in enumerate(stages) if kind in s.bytes]
     first = found[0][2]
-    return go.Bar(
-        **place.axes,
-        orientation="h",
+    return bars(
+        place,
         x=[size / divisor for *_, size in found],
         y=[i + shift for i, *_ in found],
         width=0.22,
-        marker={"color": colour, "line": {"width": 0}},
+        marker={"color": colour},
         text=[q.size(size) for *_, size in found],
-        textposition="outside",
-        textfont=c.SMALL,
-        constraintext="none",
-        cliponaxis=False,
-        hoverinfo="text",
         hovertext=[
             f"{c.label(s.name)}<br>{verdict.FILE_NAMES[kind]}: {q.count(size)} bytes"
             f"<br>at first: {q.count(first)} bytes"
