@@ -96,8 +96,8 @@ class Evidence:
             "layers": self.layer_table(artefact),
             "parity": parity_facts(parity),
             "training": {
-                fact["measurement"]["name"]: fact["record"]["training"]
-                for fact in self.facts
+                f"{number}. {fact['measurement']['name']}": fact["record"]["training"]
+                for number, fact in enumerate(self.facts)
                 if fact["record"].get("training")
             },
             "notes": [note for fact in self.facts for note in fact["record"].get("notes", [])],

@@ -2,10 +2,11 @@
 """Readers of the classic image data sets in the file formats in which they are found."""
 
 import gzip
-import io
 import itertools
+import math
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rarefy.errors import TaskError
-from rarefy.zoo.images import Images
+from rarefy.zoo.images import Images, decode
 from rarefy.zoo.originals import cifar_python, parquet_directory
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -52,15 +53,21 @@ def idx(path: Path) -> np.ndarray:
     Raises:
         TaskError: the file is no IDX file of bytes or is cut short.
     """
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise TaskError(f"'{path}' is no whole gzip file: {error}") from None
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise TaskError(f"'{path}' is no IDX file of unsigned bytes")
-    dimensions = data[3]
-    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if body.size != shape.prod():
-        raise TaskError(f"'{path}' is cut short: {body.size} bytes for a shape of {tuple(shape)}")
-    return body.reshape(shape)
+    start = 4 + 4 * data[3]
+    if len(data) < start:
+        raise TaskError(f"'{path}' is cut short: {len(data)} bytes, the header alone has {start}")
+    shape = tuple(np.frombuffer(data, ">u4", data[3], 4).tolist())
+    if len(data) - start != math.prod(shape):
+        raise TaskError(f"'{path}' is damaged: {len(data) - start} bytes for a shape of {shape}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def idx_directory(directory: Path) -> tuple[Images, Images]:
@@ -93,28 +100,14 @@ def mnist(source: Path) -> tuple[Images, Images]:
     return Images(arrays["x_train"], arrays["y_train"]), Images(arrays["x_test"], arrays["y_test"])
 
 
-def decode(data: bytes, size: int | None = None, crop: int | None = None) -> np.ndarray:
-    """An image file as RGB (H, W, 3); the short side becomes `size`, then the centre `crop` is taken."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    if size is not None:
-        scale = size / min(image.size)
-        image = image.resize(
-            (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
-            Image.Resampling.BICUBIC,
-        )
-    if crop is not None:
-        left, top = (image.width - crop) // 2, (image.height - crop) // 2
-        image = image.crop((left, top, left + crop, top + crop))
-    return np.asarray(image)
-
-
 def jpeg_array(path: Path) -> Images:
     """Images of an .npz with `jpeg` (all files end to end), `offsets` and `labels`."""
     arrays = open_arrays(path, ("jpeg", "offsets", "labels"))
     data, offsets = arrays["jpeg"], arrays["offsets"]
-    pixels = [decode(data[a:b].tobytes()) for a, b in itertools.pairwise(offsets)]
+    pixels = [
+        decode(data[a:b].tobytes(), source=f"{path}, image {i}")
+        for i, (a, b) in enumerate(itertools.pairwise(offsets))
+    ]
     return Images(np.stack(pixels), arrays["labels"])
 
 
@@ -125,6 +118,8 @@ def cifar_binary(read: Callable[[str], bytes | None]) -> tuple[Images, Images]:
         data = read(name)
         if data is None:
             return None
+        if len(data) % 3073:
+            raise TaskError(f"'{name}' is cut short: {len(data)} bytes are no records of 3,073")
         records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
         return Images(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0])
 
@@ -175,11 +170,10 @@ def cifar10(directory: Path) -> tuple[Images, Images]:
     )
 
 
-def tree(files: dict[str, Any], read: Callable[[Any], bytes], size: int, crop: int) -> Images:
+def tree(files: dict[str, Path], names: tuple[str, ...], size: int, crop: int) -> Images:
     """Decodes the files of one split; keys are ``class/name``."""
-    names = sorted({key.split("/")[0] for key in files})
     order = {name: i for i, name in enumerate(names)}
-    pixels = [decode(read(handle), size, crop) for handle in files.values()]
+    pixels = [decode(path.read_bytes(), size, crop, path) for path in files.values()]
     return Images(np.stack(pixels), np.array([order[key.split("/")[0]] for key in files]))
 
 
@@ -202,8 +196,12 @@ def image_folder(
     train = split_of(directory / "train") if (directory / "train").is_dir() else None
     test = split_of(held or directory)
     names = tuple(sorted({key.split("/")[0] for key in test}))
-    learned = tree(train, Path.read_bytes, size, crop) if train else None
-    return learned, tree(test, Path.read_bytes, size, crop), names
+    strange = {key.split("/")[0] for key in train or test} ^ set(names)
+    if strange:
+        where = "only one of train and the test images"
+        raise TaskError(f"'{directory}': {where} has the class folder '{min(strange)}'")
+    learned = tree(train, names, size, crop) if train else None
+    return learned, tree(test, names, size, crop), names
 
 
 def image_zip(path: Path, size: int, crop: int) -> Images:
@@ -221,7 +219,7 @@ def image_zip(path: Path, size: int, crop: int) -> Images:
                 raise TaskError(
                     f"'{path}': expected images named <class index>_<name>.jpg, found {strange}"
                 )
-            pixels = [decode(archive.read(name), size, crop) for name in names]
-    except zipfile.BadZipFile as error:
+            pixels = [decode(archive.read(n), size, crop, f"{path}/{n}") for n in names]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise TaskError(f"'{path}' is no readable zip file: {error}") from None
     return Images(np.stack(pixels), np.array([int(label) for label in labels]))

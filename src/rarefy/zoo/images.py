@@ -2,6 +2,7 @@
 """Labelled images held in memory as bytes, and the batches and tasks made of them."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,33 @@ class Images:
         digest = hashlib.sha256(np.ascontiguousarray(self.pixels).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()[:16]
+
+
+def decode(
+    data: bytes, size: int | None = None, crop: int | None = None, source: object = "an image"
+) -> np.ndarray:
+    """An image file as RGB (H, W, 3); the short side becomes `size`, then the centre `crop` is taken.
+
+    Raises:
+        TaskError: the data are no whole image; names the `source`.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = "it is cut short" if "truncated" in str(error) else "unknown format"
+        raise TaskError(f"'{source}' is no readable image: {reason}") from None
+    if size is not None:
+        scale = size / min(image.size)
+        image = image.resize(
+            (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
+            Image.Resampling.BICUBIC,
+        )
+    if crop is not None:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    return np.asarray(image)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rarefy.errors import TaskError
-from rarefy.zoo.images import Images
+from rarefy.zoo.images import Images, decode
 
 RECORD = 3072  # bytes of a 3 x 32 x 32 image
 
@@ -69,8 +69,6 @@ def parquet_split(files: list[Path], gray: bool) -> Images:
         import pyarrow.parquet as parquet
     except ImportError:
         raise TaskError("parquet files need pyarrow: pip install pyarrow") from None
-    from rarefy.zoo.datasets import decode
-
     pixels, labels = [], []
     for file in files:
         table = parquet.read_table(file)
