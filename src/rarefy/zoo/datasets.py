@@ -7,7 +7,6 @@ import math
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -110,29 +109,42 @@ def jpeg_array(path: Path) -> Images:
     return Images(np.stack(pixels), arrays["labels"])
 
 
-def cifar_binary(read: Callable[[str], bytes | None]) -> tuple[Images, Images]:
-    """CIFAR-10 in its binary version: records of a label and 3,072 bytes."""
+def cifar_binary(files: dict[str, bytes]) -> tuple[Images, Images]:
+    """CIFAR-10 in its binary version: records of a label and 3,072 bytes, in files by their names."""
 
-    def batch(name: str) -> Images | None:
-        data = read(name)
-        if data is None:
-            return None
-        if len(data) % 3073:
-            raise TaskError(f"'{name}' is cut short: {len(data)} bytes are no records of 3,073")
-        records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    def batch(name: str) -> Images:
+        if name not in files:
+            raise TaskError(
+                "the binary version of CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin: "
+                f"there is no {name}"
+            )
+        if len(files[name]) % 3073:
+            size = len(files[name])
+            raise TaskError(f"'{name}' is cut short: {size} bytes are no records of 3,073")
+        records = np.frombuffer(files[name], np.uint8).reshape(-1, 3073)
         return Images(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0])
 
-    train = [b for i in range(1, 6) if (b := batch(f"data_batch_{i}.bin")) is not None]
-    test = batch("test_batch.bin")
-    if len(train) != 5 or test is None:
-        raise TaskError(
-            "the binary version of CIFAR-10 needs data_batch_1.bin to 5 and test_batch.bin"
-        )
-    pixels, labels = (
-        np.concatenate([b.pixels for b in train]),
-        np.concatenate([b.labels for b in train]),
-    )
-    return Images(pixels, labels), test
+    train = [batch(f"data_batch_{i}.bin") for i in range(1, 6)]
+    pixels, labels = zip(*((part.pixels, part.labels) for part in train), strict=True)
+    return Images(np.concatenate(pixels), np.concatenate(labels)), batch("test_batch.bin")
+
+
+def archived(path: Path) -> dict[str, bytes]:
+    """The regular files of a .tar.gz by their names without folders.
+
+    Raises:
+        TaskError: the archive is damaged.
+    """
+    found = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is not None:
+                    found[Path(member.name).name] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise TaskError(f"'{path}' is no whole archive: {error}") from None
+    return found
 
 
 def cifar10(directory: Path) -> tuple[Images, Images]:
@@ -147,7 +159,8 @@ def cifar10(directory: Path) -> tuple[Images, Images]:
         return jpeg_array(train), Images(pixels, np.concatenate([p.labels for p in parts]))
     for folder in (directory, directory / "cifar-10-batches-bin"):
         if (folder / "data_batch_1.bin").is_file():
-            return cifar_binary(lambda name: (folder / name).read_bytes())  # noqa: B023
+            held = {path.name: path.read_bytes() for path in folder.glob("*_batch*.bin")}
+            return cifar_binary(held)
     for folder in (directory, directory / "cifar-10-batches-py"):
         if (folder / "data_batch_1").is_file():
             return cifar_python(folder)
@@ -156,13 +169,7 @@ def cifar10(directory: Path) -> tuple[Images, Images]:
         return found
     archive = directory / "cifar-10-binary.tar.gz"
     if archive.is_file():
-        with tarfile.open(archive) as tar:
-
-            def read(name: str) -> bytes | None:
-                member = tar.extractfile(f"cifar-10-batches-bin/{name}")
-                return member.read() if member else None
-
-            return cifar_binary(read)
+        return cifar_binary(archived(archive))
     raise TaskError(
         f"'{directory}' holds no CIFAR-10: expected cifar10_train.npz and cifar10_test*.npz, "
         "cifar-10-batches-bin, cifar-10-batches-py, cifar-10-binary.tar.gz, or parquet files"
