@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def bar(label: str, total: int | None, unit: str = "batch") -> Iterator[Bar]:
         def advance(advance: int = 1, note: str = "") -> None:
             speed = progress.tasks[job].speed
             rate = f"{speed:.1f} {unit}/s" if speed else ""
-            fields = {"note": note} if note else {}
+            fields: dict[str, Any] = {"note": note} if note else {}
             progress.update(job, advance=advance, rate=rate, **fields)
 
         yield advance

@@ -153,7 +153,7 @@ def train(
     watch = watch or Watch()
     device = next(model.parameters()).device
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu")
-    chosen = list(parameters) if parameters is not None else list(model.parameters())
+    chosen: list[Tensor] = list(model.parameters() if parameters is None else parameters)
     optimiser = build_optimiser(chosen, settings)
     average = Average(model, settings.average) if settings.average else None
     run = Run(model, optimiser, average, signature(model, settings, seed))

@@ -163,8 +163,15 @@ def random_images(source: str = "") -> "Task":
         ) from None
     x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     batches = DataLoader(TensorDataset(x), batch_size=4)
-    fields = {"train": batches, "validation": batches, "calibration": batches}
-    return Task("random-images", example=x[:2], labelled=False, fingerprint=str(shape), **fields)
+    return Task(
+        "random-images",
+        example=x[:2],
+        train=batches,
+        validation=batches,
+        calibration=batches,
+        labelled=False,
+        fingerprint=str(shape),
+    )
 
 
 def mnist_task(source: str) -> "Task":

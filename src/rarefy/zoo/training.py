@@ -43,7 +43,7 @@ def train_from_scratch(
     kind, rest = split_spec(model)
     entry = zoo_entry(rest) if kind == "zoo" else None
     settings = Training(**(entry.training if entry else {}))
-    given = {"epochs": epochs, "rate": rate}
+    given: dict[str, Any] = {"epochs": epochs, "rate": rate}
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
     folder = out.with_name(out.name + ".training")
     judge = accuracy_watch(data) if data.validation is not None and data.labelled else None
