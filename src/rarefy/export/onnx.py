@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as an ONNX file of standard operators, weights in the form in which they are stored."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rarefy.errors import FileError, ModelError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
+    from rarefy.task import Inputs
+
+LIMIT = 2**31 - 1
+STANDARD = ("", "ai.onnx")
+
+
+def export_onnx(
+    model: "nn.Module", example: "Inputs", *, inputs: Sequence[str] | None = None
+) -> "ModelProto":
+    """Exports what `model` computes in eval mode; the model itself stays as it is.
+
+    Weights are finished first: a mask becomes zeros, a codebook values of few levels, a grid int8 codes
+    behind DequantizeLinear (one scale per channel). Quantised activations become QuantizeLinear and
+    DequantizeLinear, which ONNX Runtime fuses to integer operators. Weights keep the network's names; the
+    codes of a quantised ``conv1.weight`` carry its name, with ``conv1.weight.scale`` and
+    ``conv1.weight.zero_point`` beside them. The first axis of every input is open (``batch``) if the
+    network allows it. Same network, same bytes.
+
+    Args:
+        model: on any device.
+        example: inputs, batch first; their sizes other than the batch are fixed in the file.
+        inputs: names of the inputs in the file, in order; default: those of forward's arguments.
+
+    Raises:
+        ModelError: the network can't be traced, has an operator that standard ONNX lacks, or exceeds 2 GB.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU())
+        >>> proto = export_onnx(net, torch.randn(1, 4))
+        >>> [node.op_type for node in proto.graph.node]
+        ['Gemm', 'Relu']
+    """
+    return to_proto(graph_of(model, example, inputs))
+
+
+def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None = None) -> Any:
+    """The exported graph (``onnx_ir.Model``) whose nodes still know which module they came from.
+
+    Raises:
+        ModelError: as `export_onnx`.
+    """
+    from rarefy.export.capture import capture
+    from rarefy.export.finished import finished
+    from rarefy.export.tidy import tidy
+
+    graph = tidy(capture(finished(model), example))
+    foreign = sorted(
+        {f"{n.domain}::{n.op_type}" for n in graph.graph.all_nodes() if n.domain not in STANDARD}
+    )
+    if foreign or len(graph.functions):
+        raise ModelError(f"the exported network uses operators outside standard ONNX: {foreign}")
+    name_ends(graph.graph, inputs)
+    return graph
+
+
+def name_ends(graph: Any, inputs: Sequence[str] | None) -> None:
+    """Names the inputs as asked, the outputs ``output`` or ``output_0``, ``output_1``, …
+
+    Raises:
+        ModelError: another number of names than inputs, or a name that is taken.
+    """
+    found = [value.name for value in graph.inputs]
+    wanted = list(inputs or found)
+    if len(wanted) != len(found) or len(set(wanted)) != len(wanted):
+        raise ModelError(
+            f"{len(wanted)} names {wanted} were given for the {len(found)} inputs {found}"
+        )
+    several = len(graph.outputs) > 1
+    wanted += [f"output_{i}" if several else "output" for i in range(len(graph.outputs))]
+    ends = [*graph.inputs, *graph.outputs]
+    inner = {v.name: v for node in graph for v in node.outputs} | dict(graph.initializers)
+    taken = set(inner) - {value.name for value in ends}
+    for value, name in zip(ends, wanted, strict=True):
+        while name in taken:
+            name += "_"
+        if value.is_initializer():
+            continue
+        value.name = name
+
+
+def to_proto(graph: Any) -> "ModelProto":
+    """The file's content: `graph` without what only debuggers read, open axes named ``batch``.
+
+    Raises:
+        ModelError: more than 2 GB, which no ONNX file can hold in one piece.
+    """
+    import onnx_ir
+
+    from rarefy import __version__
+    from rarefy.store.pack import strip_onnx
+
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+    if size > LIMIT:
+        raise ModelError(f"the network's weights take {size:,} bytes, but an ONNX file holds 2 GB")
+    proto = onnx_ir.serde.serialize_model(graph)
+    strip_onnx(proto)
+    proto.producer_name, proto.producer_version = "rarefy", __version__
+    proto.graph.name = "network"
+    name_axes(proto)
+    return proto
+
+
+def name_axes(proto: "ModelProto") -> None:
+    """Calls the open axes of inputs and outputs ``batch``, ``batch_1``, …"""
+    names: dict[str, str] = {}
+    dims = [
+        dim
+        for value in (*proto.graph.input, *proto.graph.output)
+        for dim in value.type.tensor_type.shape.dim
+        if dim.HasField("dim_param")
+    ]
+    for dim in dims:
+        for symbol in re.findall(r"[A-Za-z_]\w*", dim.dim_param):
+            names.setdefault(symbol, f"batch_{len(names)}" if names else "batch")
+        dim.dim_param = re.sub(r"[A-Za-z_]\w*", lambda m: names[m[0]], dim.dim_param)
+
+
+def save_onnx(proto: "ModelProto", path: Path) -> int:
+    """Writes an ONNX file in one move and returns its size in bytes.
+
+    Raises:
+        FileError: it can't be written; nothing is left behind.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(proto.SerializeToString(deterministic=True))
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"'{path}' can't be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path.stat().st_size

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening an ONNX file in ONNX Runtime: silent, on so many threads, with errors that say what is wrong."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+from rarefy.errors import FileError, ModelError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Program: TypeAlias = Union["ModelProto", bytes, str, Path]
+
+
+def session_options(threads: int, exact: bool = False) -> Any:
+    """Options of a silent session on so many threads that leaves the cores idle between its runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # threads that wait busily would slow down whatever is measured next to this session
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def open_session(program: Program, options: Any) -> Any:
+    """A session on the CPU.
+
+    Raises:
+        FileError, ModelError: as `OnnxRuntime`.
+    """
+    import onnxruntime
+
+    if isinstance(program, (str, Path)):
+        if not Path(program).is_file():
+            raise FileError(f"there is no file '{program}'")
+        source: Any = str(program)
+    else:
+        source = program if isinstance(program, bytes) else program.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        name = f"'{program}'" if isinstance(program, (str, Path)) else "the program"
+        raise reason(name, error) from error
+
+
+def reason(name: str, error: Exception) -> FileError | ModelError:
+    """The right error for what ONNX Runtime complained about."""
+    import onnxruntime
+
+    text, version = sentence(error), f"ONNX Runtime {onnxruntime.__version__}"
+    if "No Op registered" in text or "No opset import" in text or "not a registered" in text:
+        return ModelError(f"{name} has an operator that {version} does not know: {text}")
+    if "under development" in text or "IR version" in text:
+        return ModelError(f"{name} is of a later version than {version} reads: {text}")
+    return FileError(f"{name} is no ONNX file that {version} can run: {text}")
+
+
+def sentence(error: Exception) -> str:
+    """The complaint without ONNX Runtime's prefixes and source lines."""
+    text = " ".join(str(error).split())
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", text)[:300]
+
+
+def could_saturate(program: Program) -> bool:
+    """Whether an int8 weight is so large that two products may exceed 16 bits: 2 * 255 * 64 = 32,640.
+
+    False for what is no readable model; opening the session will say so.
+    """
+    import numpy as np
+    import onnx
+
+    if isinstance(program, onnx.ModelProto):
+        proto = program
+    else:
+        try:
+            proto = read_proto(program)
+        except FileError:
+            return False
+    quantised = {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    for tensor in proto.graph.initializer:
+        if tensor.name in quantised and tensor.data_type == onnx.TensorProto.INT8:
+            codes = onnx.numpy_helper.to_array(tensor).astype(np.int16)
+            if codes.size and np.abs(codes).max() > 64:
+                return True
+    return False
+
+
+def with_outputs(program: Program, outputs: Sequence[str]) -> "ModelProto":
+    """A copy of a program that also returns intermediate values.
+
+    Raises:
+        FileError: the file can't be read.
+        ModelError: no node computes such a value.
+    """
+    import onnx
+
+    proto = read_proto(program)
+    computed = {name for node in proto.graph.node for name in node.output}
+    unknown = [name for name in outputs if name not in computed]
+    if unknown:
+        raise ModelError(f"no node of the program computes '{unknown[0]}'")
+    known = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name)
+        for name in dict.fromkeys(outputs)
+        if name not in known
+    )
+    return proto
+
+
+def read_proto(program: Program) -> "ModelProto":
+    """A model that may be changed: a copy, or what the bytes or the file hold.
+
+    Raises:
+        FileError: they hold no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if isinstance(program, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(program)
+        return copy
+    try:
+        data = program if isinstance(program, bytes) else Path(program).read_bytes()
+        return onnx.load_from_string(data)
+    except (OSError, DecodeError) as error:
+        name = "the program" if isinstance(program, bytes) else f"'{program}'"
+        raise FileError(f"{name} is no readable ONNX file: {error}") from error
