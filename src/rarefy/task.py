@@ -182,6 +182,15 @@ def tensors_of(inputs: Any) -> list[Tensor]:
     return []
 
 
+def first_example(inputs: Inputs) -> Inputs:
+    """A batch of one."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1]
+    if isinstance(inputs, tuple):
+        return tuple(t[:1] for t in inputs)
+    return {name: t[:1] for name, t in inputs.items()}
+
+
 def move(values: Any, device: torch.device) -> Any:
     """The same structure of tensors on `device`."""
     if isinstance(values, Tensor):

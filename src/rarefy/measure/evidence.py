@@ -20,7 +20,7 @@ from rarefy.measure.memory import peak_memory
 from rarefy.measure.quality import Quality, batches_of, evaluate
 from rarefy.store.pack import pack
 from rarefy.store.rfy import read
-from rarefy.task import Inputs, Task, call
+from rarefy.task import Task, call, first_example
 
 INTERLEAVED = 2**30  # bytes of programs that may be loaded at once to be timed side by side
 PARITY_EXAMPLES = 256
@@ -35,15 +35,6 @@ def metric_facts(quality: Quality, through: str) -> dict[str, Any]:
         "through": through,
         "examples": quality.examples,
     }
-
-
-def first_example(inputs: Inputs) -> Inputs:
-    """A batch of one."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs[:1]
-    if isinstance(inputs, tuple):
-        return tuple(t[:1] for t in inputs)
-    return {name: t[:1] for name, t in inputs.items()}
 
 
 @dataclass(frozen=True)

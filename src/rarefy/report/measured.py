@@ -14,12 +14,12 @@ from rarefy.export.onnx import export_onnx, save_onnx
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.export.parity import check_parity
 from rarefy.measure.counts import macs, nonzero, parameters
-from rarefy.measure.evidence import complaint, first_example, metric_facts
+from rarefy.measure.evidence import complaint, metric_facts
 from rarefy.measure.latency import latency
 from rarefy.measure.memory import peak_memory
 from rarefy.measure.quality import batches_of, evaluate
 from rarefy.recipe import Recipe
-from rarefy.task import Task, call
+from rarefy.task import Task, call, first_example
 from rarefy.zoo.models import load_model, split_spec
 from rarefy.zoo.tasks import load_task
 

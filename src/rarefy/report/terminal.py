@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
+WIDE = 150  # characters
+LONG = 48  # of a stage's name
+
+
 def show_rows(
     rows: Sequence[Mapping[str, Any]], as_json: bool = False, columns: Sequence[str] = ()
 ) -> None:
@@ -22,10 +26,14 @@ def show_rows(
     names = columns or list(rows[0] if rows else ())
     for name in names:
         numeric = all(isinstance(row[name], (int, float)) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if numeric else "left", overflow="fold", min_width=len(name)
+        )
     for row in rows:
         table.add_row(*(str(row[name]) for name in names))
-    Console().print(table)
+    terminal = Console()
+    # a pipe or a log has no width of its own
+    Console(width=None if terminal.is_terminal else WIDE).print(table)
 
 
 def show_stages(document: Mapping[str, Any]) -> None:
@@ -41,7 +49,7 @@ def stage_row(stage: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
     full = baseline["bytes"]["safetensors"]
     total = max(stage["parameters"], 1)
     row = {
-        "stage": stage["name"],
+        "stage": stage["name"] if len(stage["name"]) <= LONG else stage["name"][: LONG - 1] + "…",
         metric["name"]: f"{metric['value']:.4f}",
         "through": metric["through"],
         "zeros": f"{1 - stage['nonzero'] / total:.1%}",

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compressed network learns from the softened answers of the untouched original.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. The loss is
+alpha · T² · KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - alpha) · task loss; networks whose outputs are
+no classes imitate the outputs themselves (Ba, Caruana 2014, arXiv 1312.6184).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from rarefy.loops.losses import logit_loss, soft_target_loss
+from rarefy.loops.repair import repair, training_of
+from rarefy.step import Context, Count, Fraction, Positive, Step
+
+LOSSES = {"soft-targets": soft_target_loss, "logits": logit_loss}
+
+
+def annealed(start: float, progress: float) -> float:
+    """The temperature at `progress` in [0, 1]: from `start` linearly to 1."""
+    return start + (1 - start) * min(max(progress, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Distill(Step):
+    """Trains on the teacher's answers; with labels they count for a share of the loss, without for all.
+
+    Attributes:
+        epochs: passes over the training data.
+        rate: highest learning rate.
+        temperature: T; softens both answers.
+        temperature_schedule: ``"fixed"``, or ``"annealed"`` linearly to 1.
+        alpha: share of the teacher in the loss; default: 0.7 with labels, 1 without.
+        loss: ``"soft-targets"``, or ``"logits"`` (half the squared difference).
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision: see
+            `rarefy.loops.optimise.Training`.
+    """
+
+    epochs: Count = 5
+    rate: Positive = 0.01
+    temperature: Positive = 4.0
+    temperature_schedule: Literal["fixed", "annealed"] = "fixed"
+    alpha: Fraction | None = None
+    loss: Literal["soft-targets", "logits"] | None = None
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    clip: Positive | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    patience: Count | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"train"})
+    reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Trains in place; masks, codebooks and grids stay on."""
+        alpha = self.alpha if self.alpha is not None else 0.7 if context.task.labelled else 1.0
+        imitate = {"imitate": LOSSES[self.loss]} if self.loss else {}
+        return repair(
+            model,
+            context,
+            training_of(self),
+            alpha=alpha,
+            temperature=self.at if self.temperature_schedule == "annealed" else self.temperature,
+            label="distill",
+            **imitate,
+        )
+
+    def at(self, progress: float) -> float:
+        """The temperature of an annealed distillation at `progress`."""
+        return annealed(self.temperature, progress)
