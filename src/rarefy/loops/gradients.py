@@ -45,7 +45,7 @@ def batch_gradients(
                 value = loss(call(model, move(inputs, device)), move(targets, device))
                 if not bool(torch.isfinite(value)):
                     raise ModelError(
-                        f"the loss is {float(value)} on a batch: weights can't be scored"
+                        f"the loss is {value.item()} on a batch: weights can't be scored"
                     )
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
             yield [
