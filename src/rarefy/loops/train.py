@@ -82,6 +82,10 @@ class Run:
     best_state: dict[str, Tensor] | None = None
     since_best: int = 0
 
+    def stopped(self, settings: Training) -> bool:
+        """Whether patience is at an end."""
+        return settings.patience is not None and self.since_best > settings.patience
+
     def save(self, watch: Watch) -> None:
         """Leaves a checkpoint in the folder, if there is one."""
         if watch.folder is None:
@@ -164,7 +168,7 @@ def train(
     total = steps_of(batches)
     with bar(watch.label, total * settings.epochs) as advance:
         advance(run.epoch * total)
-        while run.epoch < settings.epochs:
+        while run.epoch < settings.epochs and not run.stopped(settings):
             started, losses = time.monotonic(), torch.zeros((), device=device)
             model.train()
             torch.manual_seed(epoch_seed(seed, run.epoch))
@@ -188,10 +192,7 @@ def train(
                     1,
                     f"epoch {run.epoch + 1}/{settings.epochs} rate {optimiser.param_groups[0]['lr']:.2g}",
                 )
-            if not finish_epoch(
-                run, watch, settings, float(losses) / total, time.monotonic() - started
-            ):
-                break
+            finish_epoch(run, watch, settings, float(losses) / total, time.monotonic() - started)
     conclude(run, watch)
 
 
@@ -254,8 +255,8 @@ def descend(
     return loss
 
 
-def finish_epoch(run: Run, watch: Watch, settings: Training, loss: float, seconds: float) -> bool:
-    """Evaluates, records and leaves a checkpoint; False when patience is at an end."""
+def finish_epoch(run: Run, watch: Watch, settings: Training, loss: float, seconds: float) -> None:
+    """Evaluates, records and leaves a checkpoint."""
     run.epoch += 1
     rate = run.optimiser.param_groups[0]["lr"]
     row: dict[str, Any] = {"epoch": run.epoch, "loss": loss, "rate": rate, "seconds": seconds}
@@ -276,7 +277,6 @@ def finish_epoch(run: Run, watch: Watch, settings: Training, loss: float, second
     if visible() or watch.label.startswith("train "):
         report(watch.label, row, settings.epochs)
     run.save(watch)
-    return settings.patience is None or run.since_best <= settings.patience
 
 
 def report(label: str, row: dict[str, Any], epochs: int) -> None:
