@@ -11,6 +11,7 @@ Runtime, interleaved with the baseline, as a factor with quartiles.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,13 @@ def row(case: str, folder: Path) -> str:
 def main() -> None:
     """Runs the cases and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--out", type=Path, default=Path("out/results"))
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=list(CASES))
     given = parser.parse_args()
+    if given.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
     print("| network | recipe | accuracy (test, through ONNX Runtime after) | bytes: weights → .rfy "
           "| .onnx against float32 | faster |")  # fmt: skip
     print("| --- | --- | --- | --- | --- | --- |")

@@ -22,8 +22,9 @@ from pydantic.fields import FieldInfo
 
 from rarefy.errors import RecipeError
 from rarefy.methods import METHODS
-from rarefy.recipe import Recipe, find_system, method, systems
+from rarefy.recipe import Recipe, method
 from rarefy.step import Step
+from rarefy.systems.catalogue import find_system, systems
 
 HOME = Path(__file__).parents[1]
 PACKAGE = HOME / "src" / "rarefy"

@@ -22,6 +22,7 @@ from rarefy.forms.shadow import bake
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import Evidence, metric_facts
 from rarefy.measure.quality import evaluate
+from rarefy.measure.verdict import judge
 from rarefy.recipe import Recipe
 from rarefy.step import Context, Step
 from rarefy.store.stages import Stage, model_key, open_stage
@@ -117,35 +118,6 @@ def run_recipe(
         met = document["budget"]["met"]
     artefact.seal(document, recipe.to_yaml())
     return Result(last, document, recipe, artefact, met, workspace=workspace)
-
-
-def judge(budget: Budget, stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The budget's verdict on the artefact, as it stands in measurements.json."""
-    before, after = stages[0], stages[-1]
-    sign = 1 if before["metric"]["higher_is_better"] else -1
-    drop = sign * (before["metric"]["value"] - after["metric"]["value"])
-    verdicts = budget.verdicts(costs(before, "safetensors"), costs(after, "rfy"), drop)
-    asked = {f.name: getattr(budget, f.name) for f in dataclasses.fields(budget)}
-    return {
-        "asked": ",".join(
-            f"{name}={value:g}" for name, value in asked.items() if value is not None
-        ),
-        "met": all(v.met for v in verdicts),
-        "limits": [dataclasses.asdict(v) for v in verdicts],
-    }
-
-
-def costs(stage: dict[str, Any], file: str) -> dict[str, float | None]:
-    """What a stage costs, by the names of a budget's limits."""
-    latency = stage["latency_ms"]
-    return {
-        "size": stage["bytes"][file],
-        "parameters": stage["parameters"],
-        "macs": stage["macs"],
-        "latency": latency["median"] if latency else None,
-        "memory": stage["memory_bytes"],
-        "energy": stage.get("energy_uj"),
-    }
 
 
 def check(model: nn.Module, task: Task, recipe: Recipe) -> None:

@@ -5,7 +5,6 @@ import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,34 +12,14 @@ import yaml
 
 from rarefy.errors import RecipeError, nearest
 from rarefy.methods import METHODS
+from rarefy.systems.catalogue import find_system
 
 if TYPE_CHECKING:
     from rarefy.step import Step
     from rarefy.task import Task
 
 CODERS = ("auto", "huffman", "ans", "raw")
-SYSTEMS = Path(__file__).parent / "systems"
 HEADER = ("id", "title", "group", "paper", "year", "claim", "coder", "steps")
-
-
-@dataclass(frozen=True)
-class System:
-    """A published method as data.
-
-    Attributes:
-        id: of the catalogue's row; the name by which a recipe is called.
-        title, group, paper, year: what it is and where it was published.
-        claim: the paper's headline result, in a sentence.
-        text: the YAML of its recipe; empty steps mean that the row is served by a part, named in the claim.
-    """
-
-    id: str
-    title: str
-    group: str
-    paper: str
-    year: int
-    claim: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -207,36 +186,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-@cache
-def systems() -> dict[str, System]:
-    """All published systems, by id; read without importing torch."""
-    found = {}
-    for path in sorted(SYSTEMS.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-        found[data["id"]] = System(
-            data["id"],
-            data["title"],
-            data["group"],
-            data["paper"],
-            int(data["year"]),
-            data["claim"],
-            text,
-        )
-    return found
-
-
-def find_system(name: str) -> System:
-    """A published system by its id.
-
-    Raises:
-        RecipeError: there is none, with the nearest id.
-    """
-    if name not in systems():
-        raise RecipeError(f"there is no system '{name}'{nearest(name, systems())}")
-    return systems()[name]
 
 
 def load_recipe(name: str | Path) -> Recipe:

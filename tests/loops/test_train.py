@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rarefy.errors import ModelError, TaskError
 from rarefy.loops.optimise import Training
-from rarefy.loops.train import CHECKPOINT, Watch, epoch_seed, steps_of, train
+from rarefy.loops.state import CHECKPOINT, Watch
+from rarefy.loops.train import epoch_seed, steps_of, train
 
 SETTINGS = Training(epochs=5, rate=0.1, average=0.9, clip=1.0)
 

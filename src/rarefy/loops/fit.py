@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarefy.loops.optimise import Training
-from rarefy.loops.train import Watch, train
+from rarefy.loops.state import Watch
+from rarefy.loops.train import train
 from rarefy.task import Inputs, Task, call
 
 GROWN = 0.65  # share of the training after which images have their full size

@@ -14,7 +14,8 @@ from rarefy.errors import RecipeError
 from rarefy.loops.losses import Imitation, imitation_loss
 from rarefy.loops.modes import evaluating
 from rarefy.loops.optimise import Training
-from rarefy.loops.train import Batch, Watch, train
+from rarefy.loops.state import Watch
+from rarefy.loops.train import Batch, train
 from rarefy.measure.quality import accuracy_watch
 from rarefy.step import Context, Step
 from rarefy.task import Task, call, logits_of

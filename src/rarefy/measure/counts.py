@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network costs on paper: weights, zeros, multiply-accumulates, layer by layer."""
+"""Parameters, non-zeros and multiply-accumulates of a network."""
 
-import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
 
-from rarefy.forms.shadow import Form, forms_of
-from rarefy.task import Inputs, call, first_example, move
+from rarefy.forms.shadow import forms_of
+from rarefy.task import Inputs, call
+
+DISTINCT = 65_536
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer holds.
+    """What one module with parameters of its own costs.
 
     Attributes:
         name: dotted path.
-        type: class of the module, as before any parametrization.
-        shape: of its weight.
-        parameters: entries of all its own tensors, biases included.
-        nonzero: of these, how many are not zero.
-        distinct: different values of the weight, zero included.
-        form: ``"dense"``, ``"sparse"`` (half or more of it is zero), ``"codebook"`` (fewer values than
-            an eighth of its entries, 256 at most) or ``"quantised"``.
+        type: name of its class.
+        shape: of its weight (of its first parameter, if none is called so).
+        parameters: of all its own tensors, each dressed tensor by its materialised value.
+        nonzero: of them.
+        distinct: different values in the tensor of that shape; None beyond 65,536.
+        form: how that tensor is held: ``"dense"``, ``"mask"``, ``"codebook"``, ``"quantised"``, or several
+            joined by ``"+"``.
     """
 
     name: str
@@ -35,122 +35,132 @@ class LayerCost:
     shape: tuple[int, ...]
     parameters: int
     nonzero: int
-    distinct: int
+    distinct: int | None
     form: str
 
 
-def tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Every logical weight of a network once: (path of its module, module, name, values).
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The trained tensors that are `module`'s own, by name; a dressed one as the value that it gives."""
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:
+            yield name, getattr(module, name).detach()
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter.detach()
 
-    A tensor that wears forms counts by the values that it gives; buffers and the forms' own tensors do
-    not count, and a tensor shared by several modules counts where it is met first.
+
+@torch.no_grad()
+def logical_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """(path, module, name, value) of every trained tensor of a network; shared ones once, buffers left out.
+
+    A mask, a codebook or integer codes count as the weight that they stand for; what parametrizations hold
+    inside (levels, scales, scores) is not counted beside it.
     """
     seen: set[int] = set()
-    inner = {
-        id(part)
-        for module in model.modules()
-        if isinstance(module, (Form, parametrize.ParametrizationList))
-        for part in module.modules()
-    }
     for path, module in model.named_modules():
-        if id(module) in inner:
+        if "parametrizations" in path.split("."):
             continue
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield path, module, name, parameter.detach()
-        if parametrize.is_parametrized(module):
-            for name in module.parametrizations:  # type: ignore[union-attr]
-                with torch.no_grad():
-                    yield path, module, name, getattr(module, name)
-
-
-def attention_flops(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
-) -> int:
-    """Twice the products of attention: (B, heads, S, E) with (B, heads, L, E) and (B, heads, L, V)."""
-    B, H, S, E = query
-    return 2 * B * H * S * key[2] * (E + value[3])
-
-
-def recurrent_flops(
-    inputs: tuple[int, ...],
-    input_weight: tuple[int, ...],
-    state_weight: tuple[int, ...],
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Twice the products of one recurrent layer over (T, B, features) inputs."""
-    return 2 * inputs[0] * inputs[1] * (math.prod(input_weight) + math.prod(state_weight))
-
-
-# fused operators of the CPU that torch's own counter does not know
-FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten.mkldnn_rnn_layer: recurrent_flops,
-}
+        for name, value in own_tensors(module):
+            held = module._parameters.get(name)
+            if held is not None and id(held) in seen:
+                continue
+            seen.add(id(held))
+            yield path, module, name, value
 
 
 def parameters(model: nn.Module) -> int:
-    """How many weights a network has; a quantised or shared weight counts by its entries."""
-    return sum(values.numel() for *_, values in tensors(model))
+    """How many weights the network has, zeros included."""
+    return sum(value.numel() for *_, value in logical_tensors(model))
 
 
 def nonzero(model: nn.Module) -> int:
-    """How many of its weights are not zero."""
-    return sum(int(torch.count_nonzero(values)) for *_, values in tensors(model))
-
-
-def macs(model: nn.Module, example: Inputs) -> int:
-    """Multiply-accumulates of one example: convolutions, matrix products, attention.
-
-    Counted on what really runs for the first example of a batch, so control flow is respected. Biases,
-    norms, activations and poolings are not counted, as is the custom of the literature.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was = model.training
-    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
-    try:
-        # with gradients enabled no fused inference path hides its products
-        with torch.enable_grad(), counter:
-            call(model.eval(), move(first_example(example), device))
-    finally:
-        model.train(was)
-    return counter.get_total_flops() // 2
+    """How many weights are not zero."""
+    return sum(int(torch.count_nonzero(value)) for *_, value in logical_tensors(model))
 
 
 def layers(model: nn.Module) -> list[LayerCost]:
-    """The layers that hold a weight of two or more axes, in the order of the network."""
-    held: dict[str, list[tuple[str, nn.Module, Tensor]]] = {}
-    for path, module, name, values in tensors(model):
-        held.setdefault(path, []).append((name, module, values))
-    found = []
-    for path, group in held.items():
-        name, module, weight = max(group, key=lambda item: (item[2].dim() >= 2, item[2].numel()))
-        if weight.dim() < 2:
-            continue
-        base = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
-        distinct = int(torch.unique(weight).numel())
-        found.append(
-            LayerCost(
-                path,
-                base.__name__,
-                tuple(weight.shape),
-                sum(values.numel() for *_, values in group),
-                sum(int(torch.count_nonzero(values)) for *_, values in group),
-                distinct,
-                form_of(module, name, weight, distinct),
-            )
-        )
-    return found
+    """One row for every module with parameters of its own, in the order of definition."""
+    rows: dict[str, list[tuple[nn.Module, str, Tensor]]] = {}
+    for path, module, name, value in logical_tensors(model):
+        rows.setdefault(path, []).append((module, name, value))
+    return [layer_cost(path, own) for path, own in rows.items()]
 
 
-def form_of(module: nn.Module, name: str, weight: Tensor, distinct: int) -> str:
-    """The word for how a weight is stored, from the forms that it wears or from its values."""
-    kinds = [form.kind for form in forms_of(module, name) if isinstance(form, Form)]
-    if kinds and kinds[-1] != "mask":
-        return kinds[-1]
-    if distinct <= min(256, weight.numel() // 8):
-        return "codebook"
-    zeros = weight.numel() - int(torch.count_nonzero(weight))
-    return "sparse" if 2 * zeros >= weight.numel() else "dense"
+def layer_cost(path: str, own: list[tuple[nn.Module, str, Tensor]]) -> LayerCost:
+    """The row of one module."""
+    module, name, weight = next((row for row in own if row[1] == "weight"), own[0])
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = parametrize.type_before_parametrizations(module)
+    forms = [getattr(form, "kind", type(form).__name__) for form in forms_of(module, name)]
+    return LayerCost(
+        name=path,
+        type=kind.__name__,
+        shape=tuple(weight.shape),
+        parameters=sum(value.numel() for *_, value in own),
+        nonzero=sum(int(torch.count_nonzero(value)) for *_, value in own),
+        distinct=distinct_values(weight),
+        form="+".join(forms) or "dense",
+    )
+
+
+def distinct_values(tensor: Tensor, limit: int = DISTINCT) -> int | None:
+    """How many different values a tensor holds; None if there are more than `limit`.
+
+    Stops as soon as that is clear, so a large dense weight costs no full sort.
+    """
+    flat = tensor.detach().flatten()
+    known = flat[:0]
+    for part in flat.split(4 * limit):
+        known = torch.cat([known, part.unique()]).unique()
+        if len(known) > limit:
+            return None
+    return len(known)
+
+
+def macs(model: nn.Module, example: Inputs) -> int:
+    """Multiply-accumulates for one example: one multiplication and one addition count as one.
+
+    Counted are convolutions, linear layers, every kind of matrix product and attention, recurrent networks
+    through the products that they consist of; biases, norms, activations and poolings are not. Zeros are
+    multiplied like other values. The network runs once in eval mode on the example's first row, on whatever
+    device it lies (``meta`` too: then nothing is computed).
+
+    Args:
+        model: left as it was.
+        example: batch first, on any device.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    states = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    try:
+        with ExitStack() as stack:
+            # fused kernels (oneDNN's LSTM, the encoder's fast path) would hide the products inside them
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[attr-defined]
+            stack.enter_context(torch.enable_grad())
+            fast = torch.backends.mha.get_fastpath_enabled()
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(counter)
+            call(model, first_row(example, device))
+    finally:
+        for module, was in states.items():
+            module.training = was
+    return int(counter.get_total_flops()) // 2
+
+
+def first_row(inputs: Inputs, device: torch.device | None) -> Inputs:
+    """A batch of one, on a device."""
+
+    def one(tensor: Tensor) -> Tensor:
+        row = tensor[:1] if tensor.dim() else tensor
+        return row if device is None else row.to(device)
+
+    if isinstance(inputs, Tensor):
+        return one(inputs)
+    if isinstance(inputs, tuple):
+        return tuple(one(t) for t in inputs)
+    return {name: one(t) for name, t in inputs.items()}

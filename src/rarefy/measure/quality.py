@@ -2,6 +2,7 @@
 """How well a network, or an exported program, does its job."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from rarefy.errors import TaskError
+from rarefy.loops.modes import device_of, evaluating
 from rarefy.loops.progress import watch
 from rarefy.task import Task, call, logits_of, move, split
 
@@ -58,39 +60,34 @@ def evaluate(
         raise TaskError(
             f"task '{task.name}' has no labels: its metric needs the original to agree with"
         )
-    module = model if isinstance(model, nn.Module) else None
-    device = (
-        next((p.device for p in module.parameters()), torch.device("cpu"))
-        if module
-        else torch.device("cpu")
-    )
-    was = module.training if module else False
-    if module:
-        module.eval()
-    total, count = 0.0, 0
-    classes = (
-        len(task.classes) if task.classes and task.labelled and len(task.classes) <= 200 else 0
-    )
-    confusion = torch.zeros(classes, classes, dtype=torch.long) if classes else None
-    try:
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    total, count, confusion = 0.0, 0, no_confusion(task)
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for raw in watch(task.batches(role), label):
             inputs, targets = split(raw, task.labelled)
             inputs = move(inputs, device)
-            answers = move(targets, device) if task.labelled else call(reference, inputs)  # type: ignore[arg-type]
+            answers = (
+                move(targets, device)
+                if reference is None or task.labelled
+                else call(reference, inputs)
+            )
             outputs = call(model, inputs)
             scores = task.metric.per_example(outputs, answers)
             total, count = total + float(scores.double().sum()), count + scores.numel()
             if confusion is not None:
                 tally(confusion, logits_of(outputs).argmax(1), answers)
-    finally:
-        if module:
-            module.train(was)
     if not count:
         raise TaskError(
             f"task '{task.name}' has an empty {role} set: there is nothing to measure on"
         )
     value = task.metric.finish(total / count)
     return Quality(task.metric.name, value, task.metric.higher_is_better, count, confusion)
+
+
+def no_confusion(task: Task) -> torch.Tensor | None:
+    """Counts of zero for a labelled classification of 200 classes at most, else None."""
+    K = len(task.classes or ()) if task.labelled else 0
+    return torch.zeros(K, K, dtype=torch.long) if 0 < K <= 200 else None
 
 
 def tally(confusion: torch.Tensor, predicted: torch.Tensor, targets: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from rarefy.loops.fit import fit
 from rarefy.loops.optimise import Training
-from rarefy.loops.train import Watch
+from rarefy.loops.state import Watch
 from rarefy.measure.quality import accuracy_watch, evaluate
 from rarefy.zoo.models import load_model, split_spec, zoo_entry
 from rarefy.zoo.tasks import load_task
