@@ -48,7 +48,7 @@ bench: $(FULL) ## run every benchmark; each prints a table
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(FULL) ## the documentation in site/; a warning is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 clean: ## remove what was built; .venv/ and your own results stay
 	rm -rf $(DEMO) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
