@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters, non-zeros and multiply-accumulates of a network."""
 
+import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ class LayerCost:
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The trained tensors that are `module`'s own, by name; a dressed one as the value that it gives."""
     if parametrize.is_parametrized(module):
-        for name in module.parametrizations:
+        for name in module.parametrizations:  # type: ignore[union-attr]
             yield name, getattr(module, name).detach()
     for name, parameter in module._parameters.items():
         if parameter is not None:
@@ -130,26 +132,49 @@ def macs(model: nn.Module, example: Inputs) -> int:
         model: left as it was.
         example: batch first, on any device.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     states = {module: module.training for module in model.modules()}
-    counter = FlopCounterMode(display=False)
     model.eval()
     try:
-        with ExitStack() as stack:
-            # fused kernels (oneDNN's LSTM, the encoder's fast path) would hide the products inside them
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[attr-defined]
-            stack.enter_context(torch.enable_grad())
-            fast = torch.backends.mha.get_fastpath_enabled()
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.enter_context(counter)
+        with products_visible(), counter() as count:
             call(model, first_row(example, device))
     finally:
         for module, was in states.items():
             module.training = was
-    return int(counter.get_total_flops()) // 2
+    return int(count.get_total_flops()) // 2
+
+
+def counter() -> Any:
+    """torch's counter of operations, taught the products with a vector, which it leaves out."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+    rules = {
+        aten.mv: lambda matrix, vector, *_, **__: 2 * math.prod(matrix),
+        aten.addmv: lambda bias, matrix, vector, *_, **__: 2 * math.prod(matrix),
+        aten.dot: lambda a, b, *_, **__: 2 * math.prod(a),
+        aten._trilinear: lambda a, weight, b, *_, **__: 2 * a[0] * math.prod(weight),
+    }
+    return FlopCounterMode(display=False, custom_mapping=rules)
+
+
+@contextmanager
+def products_visible() -> Iterator[None]:
+    """Keeps torch from kernels that hide their products: oneDNN's LSTM, fused attention and encoders.
+
+    Gradients stay on, for without them torch takes further short cuts.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    mkldnn, encoder = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = mkldnn
+        torch.backends.mha.set_fastpath_enabled(encoder)
 
 
 def first_row(inputs: Inputs, device: torch.device | None) -> Inputs:

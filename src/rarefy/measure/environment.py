@@ -1,63 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what machine and with what versions something was measured."""
+"""On what a measurement was made."""
 
-import os
+import importlib.metadata
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "constriction")
+from rarefy import __version__
+from rarefy.export.threads import available_cores, default_threads
+
+PROCESSOR = Path("/proc/cpuinfo")
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
+# instruction sets that decide how fast, and for 8 bits how exactly, networks are multiplied
 INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_int8",
-    "asimd",
-    "asimddp",
-    "i8mm",
-)
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
 
 
-def environment(threads: int, precision: str = "float32") -> dict[str, Any]:
-    """Versions, processor, threads and the arithmetic of the runtime, as plain data.
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Versions, processor and settings, as they stand in measurements.json.
 
     Args:
-        threads: that the measurements were pinned to.
-        precision: in which the runtime multiplies what is not quantised.
-    """
-    import rarefy
+        threads: that the measurements used; default `default_threads()`.
 
-    facts = processor()
+    Returns:
+        ``python``, ``rarefy``, ``torch``, ``onnx``, ``onnxruntime``, ``numpy`` (versions), ``platform``,
+        ``processor``, ``cores`` (usable), ``threads``, ``precision`` (of the runtime's arithmetic on float
+        networks), ``instructions`` (those of the processor that matter here).
+    """
+    described = processor_lines()
+    known = described.get("flags", described.get("Features", "")).split()
     return {
-        "rarefy": rarefy.__version__,
         "python": platform.python_version(),
-        **{name: installed(name) for name in PACKAGES},
-        "platform": platform.platform(terse=True),
-        "processor": facts.get("model name") or platform.processor() or platform.machine(),
-        "instructions": " ".join(
-            name for name in INSTRUCTIONS if name in facts.get("flags", "").split()
-        ),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "precision": precision,
+        "rarefy": __version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": described.get("model name") or platform.processor() or platform.machine(),
+        "cores": available_cores(),
+        "threads": threads if threads is not None else default_threads(),
+        "precision": "float32",
+        "instructions": [name for name in INSTRUCTIONS if name in known],
     }
 
 
-def installed(name: str) -> str:
-    """The version of a package, or "none"."""
+def processor_lines() -> dict[str, str]:
+    """What the kernel says about the first processor; empty where there is no /proc/cpuinfo."""
     try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"
-
-
-def processor() -> dict[str, str]:
-    """What Linux says of its first processor; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
+        text = PROCESSOR.read_text()
+    except OSError:
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    pairs = (line.partition(":") for line in lines)
-    return {name.strip().replace("Features", "flags"): value.strip() for name, _, value in pairs}
+    first = text.split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

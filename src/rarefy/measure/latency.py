@@ -1,32 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long one call takes, of several candidates side by side, so that a busy machine is fair to all."""
+"""How long a call takes, candidates measured side by side so that a busy machine treats them alike."""
 
 import random
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
-from rarefy.task import Inputs
+from rarefy.export.threads import default_threads
+from rarefy.task import Inputs, call, tensors_of
 
-SHORTEST = 5e-3  # seconds that one measurement should at least take
-LEAST_ROUNDS = 7
+SHORTEST = 5e-3  # seconds of one measurement; shorter ones drown in the clock and the scheduler
+FEWEST = 7
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Times of one candidate, in milliseconds a call.
+    """Time of one call of one candidate.
 
     Attributes:
-        median, iqr: of the wall time, and its quartiles.
-        cpu_median: median of the process's CPU time over all threads.
-        ratio, ratio_iqr: median and quartiles of the wall time divided by the first candidate's in the
-            same round; below 1 is faster.
-        rounds: how many were made.
-        threads: that torch was pinned to.
+        median: milliseconds of wall time.
+        iqr: first and third quartile of it.
+        cpu_median: milliseconds of processor time, all threads of the process together.
+        ratio: of the wall time to that of the first candidate, median of the rounds' ratios.
+        ratio_iqr: first and third quartile of the ratios.
+        rounds: measurements made.
+        repetitions: calls in one measurement.
+        threads: that torch may use.
+        batch: examples in a call.
     """
 
     median: float
@@ -35,11 +41,13 @@ class Latency:
     ratio: float
     ratio_iqr: tuple[float, float]
     rounds: int
+    repetitions: int
     threads: int
+    batch: int
 
 
 def latency(
-    candidates: Mapping[str, Callable[[Inputs], Any]],
+    callables: Mapping[str, Callable[..., Any]],
     inputs: Inputs,
     *,
     rounds: int = 30,
@@ -48,77 +56,124 @@ def latency(
     budget: float = 5.0,
     seed: int = 0,
 ) -> dict[str, Latency]:
-    """Measures all candidates in every round, in a random order, on the same inputs.
+    """Times candidates on the same inputs: every round measures each of them once, in a random order.
+
+    A measurement repeats the call until it takes about 5 ms. Ratios are taken within a round, where both
+    candidates met the same machine, and are therefore steadier than the quotient of two medians.
 
     Args:
-        candidates: by name; the first is what the others are compared with.
-        inputs: of one call.
-        rounds: at most.
-        warmup: calls of each candidate before the first round.
-        threads: torch is pinned to so many for the duration; a runtime pins its own.
-        budget: seconds after which no further round is started, once there are seven.
+        callables: networks (called in eval mode without gradients) or programs; the first is the reference.
+        inputs: for every call.
+        rounds: measurements of each candidate.
+        warmup: calls of each before the first measurement.
+        threads: for torch during the measurement, default `default_threads()`; a program has its own.
+        budget: seconds for everything after the warm-up; when they are over, at least 7 rounds are done.
         seed: of the order.
 
-    Returns:
-        The times by candidate, in the order given.
+    Raises:
+        ValueError: no candidates, or fewer than one round.
+
+    Examples:
+        >>> import torch
+        >>> net = torch.nn.Linear(8, 8)
+        >>> found = latency({"before": net, "after": net}, torch.randn(1, 8), rounds=7)
+        >>> found["before"].ratio
+        1.0
     """
-    was = torch.get_num_threads()
-    torch.set_num_threads(threads or was)
+    if not callables or rounds < 1:
+        raise ValueError(
+            f"latency needs candidates and rounds; it got {len(callables)} and {rounds}"
+        )
+    count = threads if threads is not None else default_threads()
+    names, order = list(callables), random.Random(seed)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    with pinned(count), in_eval_mode(callables.values()), torch.inference_mode():
+        runs = {name: runner(function, inputs) for name, function in callables.items()}
+        repetitions = {name: repetitions_of(run, warmup) for name, run in runs.items()}
+        end = time.perf_counter() + budget
+        for done in range(rounds):
+            if done >= FEWEST and time.perf_counter() > end:
+                break
+            for name in order.sample(names, len(names)):
+                seconds, busy = measure(runs[name], repetitions[name])
+                wall[name].append(1e3 * seconds)
+                cpu[name].append(1e3 * busy)
+    batch = next((len(t) for t in tensors_of(inputs) if t.dim()), 1)
+    first = np.array(wall[names[0]])
+    return {
+        name: Latency(
+            median=float(np.median(wall[name])),
+            iqr=quartiles(np.array(wall[name])),
+            cpu_median=float(np.median(cpu[name])),
+            ratio=float(np.median(np.array(wall[name]) / first)),
+            ratio_iqr=quartiles(np.array(wall[name]) / first),
+            rounds=len(first),
+            repetitions=repetitions[name],
+            threads=count,
+            batch=batch,
+        )
+        for name in names
+    }
+
+
+def runner(function: Callable[..., Any], inputs: Inputs) -> Callable[[], None]:
+    """A call that returns when its result is there, also on a graphics card."""
+    on_gpu = any(t.is_cuda for t in tensors_of(inputs))
+
+    def run() -> None:
+        call(function, inputs)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return run
+
+
+def repetitions_of(run: Callable[[], None], warmup: int) -> int:
+    """Warms up and returns how many calls last about `SHORTEST`, judged by the fastest one."""
+    fastest = min(measure(run, 1)[0] for _ in range(max(warmup, 2)))
+    return max(1, round(SHORTEST / max(fastest, 1e-7)))
+
+
+def measure(run: Callable[[], None], repetitions: int) -> tuple[float, float]:
+    """Seconds of wall and processor time of one call, averaged over so many."""
+    busy, start = time.process_time(), time.perf_counter()
+    for _ in range(repetitions):
+        run()
+    end, done = time.perf_counter(), time.process_time()
+    return (end - start) / repetitions, (done - busy) / repetitions
+
+
+def quartiles(values: Any) -> tuple[float, float]:
+    """The first and the third."""
+    low, high = np.percentile(values, [25, 75])
+    return float(low), float(high)
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Sets torch's number of threads for the duration."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        with torch.no_grad():
-            repeats = {name: settle(run, inputs, warmup) for name, run in candidates.items()}
-            wall, processor = measure(candidates, inputs, repeats, rounds, budget, seed)
-        return summarise(wall, processor, torch.get_num_threads())
+        yield
     finally:
-        torch.set_num_threads(was)
+        torch.set_num_threads(before)
 
 
-def settle(run: Callable[[Inputs], Any], inputs: Inputs, warmup: int) -> int:
-    """Warms a candidate up; how many calls one measurement shall consist of."""
-    for _ in range(warmup):
-        run(inputs)
-    started = time.perf_counter()
-    run(inputs)
-    return max(1, round(SHORTEST / max(time.perf_counter() - started, 1e-7)))
-
-
-def measure(
-    candidates: Mapping[str, Callable[[Inputs], Any]],
-    inputs: Inputs,
-    repeats: Mapping[str, int],
-    rounds: int,
-    budget: float,
-    seed: int,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Wall and CPU milliseconds a call of every candidate in every round."""
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    processor: dict[str, list[float]] = {name: [] for name in candidates}
-    source, order = random.Random(seed), list(candidates)
-    deadline = time.perf_counter() + budget
-    for done in range(rounds):
-        if done >= LEAST_ROUNDS and time.perf_counter() > deadline:
-            break
-        source.shuffle(order)
-        for name in order:
-            run, count = candidates[name], repeats[name]
-            spent, started = time.process_time(), time.perf_counter()
-            for _ in range(count):
-                run(inputs)
-            wall[name].append(1e3 * (time.perf_counter() - started) / count)
-            processor[name].append(1e3 * (time.process_time() - spent) / count)
-    return wall, processor
-
-
-def summarise(
-    wall: Mapping[str, list[float]], processor: Mapping[str, list[float]], threads: int
-) -> dict[str, Latency]:
-    """Medians and quartiles, and ratios to the first candidate round by round."""
-    first = next(iter(wall.values()))
-    found = {}
-    for name, times in wall.items():
-        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-        ratios = [mine / base for mine, base in zip(times, first, strict=True)]
-        less, ratio, more = statistics.quantiles(ratios, n=4, method="inclusive")
-        spent = statistics.median(processor[name])
-        found[name] = Latency(middle, (low, high), spent, ratio, (less, more), len(times), threads)
-    return found
+@contextmanager
+def in_eval_mode(functions: Any) -> Iterator[None]:
+    """Puts the networks among `functions` into eval mode for the duration."""
+    states = [
+        (module, module.training)
+        for function in functions
+        if isinstance(function, nn.Module)
+        for module in function.modules()
+    ]
+    for module, _ in states:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, was in states:
+            module.training = was
