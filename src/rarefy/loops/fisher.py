@@ -2,7 +2,7 @@
 """The diagonal of the Fisher information of weights: mean squares of single examples' gradients."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 from rarefy.errors import ModelError
 from rarefy.forms.shadow import forms_of, store_dense
 from rarefy.loops.gradients import requiring_grad
-from rarefy.loops.modes import device_of, evaluating
+from rarefy.loops.modes import device_of, evaluating, mapped
 from rarefy.select import Layer
 from rarefy.task import Loss, call, move, split, tensors_of
 
@@ -155,12 +155,3 @@ def take(values: Any, part: slice) -> Any:
 def batched(values: Any) -> Any:
     """An example as a batch of one."""
     return mapped(values, lambda t: t.unsqueeze(0))
-
-
-def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed."""
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, Mapping):
-        return {key: mapped(value, change) for key, value in values.items()}
-    return type(values)(mapped(value, change) for value in values)

@@ -175,3 +175,21 @@ def entries(module: nn.Module, marked: Tensor, outputs: bool) -> Tensor:
     shape: tuple[int, ...] = tuple(module.weight.shape)  # type: ignore[arg-type]
     by_group = marked.view(G, 1, -1).expand(G, shape[0] // G, -1)
     return by_group.reshape(shape[0], -1, *ones)
+
+
+def living_units(module: nn.Module, w: Tensor) -> Tensor:
+    """(out,) whether a unit has an input weight that is not zero."""
+    return living(module, w, outputs=True)
+
+
+def living_inputs(module: nn.Module, w: Tensor) -> Tensor:
+    """(in,) whether an input unit (feature or channel) is read by a weight that is not zero."""
+    return living(module, w, outputs=False)
+
+
+def living(module: nn.Module, w: Tensor, outputs: bool) -> Tensor:
+    """Which units on one side of a layer have weights other than zero; see `entries`."""
+    kernels = (w != 0).flatten(2).any(2) if w.dim() > 2 else w != 0
+    if (kind_of(module) in ("transposed", "turned")) != outputs:
+        return kernels.any(1)
+    return kernels.unflatten(0, (groups_of(module), -1)).any(1).flatten()

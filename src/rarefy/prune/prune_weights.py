@@ -41,13 +41,14 @@ def choose_masks(
     Args:
         scores: importance of every weight, shaped like it; negative for one that is gone already.
         weights: of the layers, (out, in, …).
-        sparsity: share of units to prune; N:M patterns prune (M - N) / M whatever it says.
+        sparsity: share of units to prune; an N:M pattern keeps at least N of M whatever it says.
         allocation: see `rarefy.prune.allocation.allocate`.
         granularity: ``"element"``, ``"N:M"`` or ``"RxC"`` blocks.
     """
     kind, first, second = parse(granularity)
     if kind == "n:m":
-        return [n_of_m(s, first, second) for s in scores]
+        kept = max(first, second - round(sparsity * second))
+        return [n_of_m(s, kept, second) for s in scores]
     if kind == "element":
         return allocate(allocation, scores, weights, sparsity)
     pooled = [pool_blocks(s, first, second) for s in scores]
@@ -66,7 +67,8 @@ class PruneWeights(Step):
             ``"normalised"`` (by each layer's norm).
         criterion: ``"magnitude"``, or with labelled data ``"gradient"``, ``"sensitivity"`` (|g w|),
             ``"taylor"`` ((g w)²).
-        granularity: ``"element"``, ``"N:M"`` as 2:4, or blocks ``"RxC"`` as 4x1.
+        granularity: ``"element"``, ``"N:M"`` as 2:4 (its sparsity is 1 - N/M, whatever `sparsity` says),
+            or blocks ``"RxC"`` as 4x1.
         schedule: how sparsity grows over the rounds: ``"one-shot"``, ``"linear"``, ``"geometric"``,
             ``"cubic"``.
         rounds: in which it grows; 1 is one shot.
@@ -134,6 +136,9 @@ class PruneWeights(Step):
 
     def targets(self, model: nn.Module, chosen: list[Layer]) -> list[tuple[list[Layer], float]]:
         """Groups of layers with the sparsity that each group reaches together."""
+        kind, n, m = parse(self.granularity)
+        if kind == "n:m":
+            return [(chosen, 1 - n / m)]
         if self.sparsities is None:
             return [(chosen, self.sparsity)]
         by_layer: dict[Layer, float] = {}

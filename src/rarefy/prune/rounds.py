@@ -72,12 +72,12 @@ def prune_in_rounds(
     newcomers = [x for group in groups for x in group if not wears_mask(x)]
     for layer in newcomers:
         set_mask(layer.module, torch.ones_like(layer.weight, dtype=torch.bool), layer.tensor)
-    told: list[dict[str, Any]] = context.record.setdefault("rounds", [])
     key = start_key(model, rounds, context.seed)
     first = metric(model, context) if rounds.tolerance is not None else None
     done = resume(model, context, key)
+    told: list[dict[str, Any]] = context.record.setdefault("rounds", [])
     settle()
-    good = copy_state(model)
+    good = copy_state(model) if first is not None else {}
     while done < rounds.number and not (told and told[-1].get("undone")):
         done += 1
         put_masks(groups, choose(done / rounds.number))
@@ -92,9 +92,10 @@ def prune_in_rounds(
             put_state(model, good)
             settle()
             note(context, rounds, row, layers)
-        elif rounds.number > 1:
+        elif first is not None:
             good = copy_state(model)
-        keep_progress(model, context, key, done)
+        if rounds.number > 1:
+            keep_progress(model, context, key, done)
     for layer in newcomers:
         lift_idle_mask(layer)
     return model.eval()
@@ -138,9 +139,7 @@ def lift_idle_mask(layer: Layer) -> None:
         parametrize.remove_parametrizations(layer.module, layer.tensor, leave_parametrized=False)
 
 
-def note(
-    context: Context, rounds: Rounds, row: dict[str, Any], layers: Sequence[Layer]
-) -> None:
+def note(context: Context, rounds: Rounds, row: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Says that a round was undone."""
     context.record.setdefault("notes", []).append(
         f"{rounds.label}: round {row['round']} at sparsity {row['sparsity']:.4f} lost more than "
