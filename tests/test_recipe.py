@@ -108,7 +108,7 @@ def toy(**fields: object) -> Task:
 def test_needs_are_checked_against_the_task() -> None:
     batches = DataLoader(TensorDataset(torch.zeros(4, 3), torch.zeros(4).long()), 2)
     with pytest.raises(RecipeError, match=r"step 2 \(finetune\) needs .*labels"):
-        Recipe((FixedPoint(), Finetune())).check(toy(train=batches, labelled=False))
+        Recipe((PruneWeights(), Finetune())).check(toy(train=batches, labelled=False))
     with pytest.raises(RecipeError, match=r"step 1 \(distill\) needs training data"):
         Recipe((Distill(),)).check(toy(validation=batches))
     with pytest.raises(RecipeError, match=r"step 1 \(static-int8\) needs calibration data"):
