@@ -12,11 +12,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from rarefy.loops.losses import logit_loss, soft_target_loss
+from rarefy.loops.losses import Imitation, imitation_loss, logit_loss, soft_target_loss
 from rarefy.loops.repair import repair, training_of
 from rarefy.step import Context, Count, Fraction, Positive, Step
 
-LOSSES = {"soft-targets": soft_target_loss, "logits": logit_loss}
+LOSSES: dict[str, Imitation] = {"soft-targets": soft_target_loss, "logits": logit_loss}
 
 
 def annealed(start: float, progress: float) -> float:
@@ -34,7 +34,8 @@ class Distill(Step):
         temperature: T; softens both answers.
         temperature_schedule: ``"fixed"``, or ``"annealed"`` linearly to 1.
         alpha: share of the teacher in the loss; default: 0.7 with labels, 1 without.
-        loss: ``"soft-targets"``, or ``"logits"`` (half the squared difference).
+        loss: ``"soft-targets"``, or ``"logits"`` (half the squared difference); default: what suits the
+            outputs, classes or not.
         optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision: see
             `rarefy.loops.optimise.Training`.
     """
@@ -58,18 +59,22 @@ class Distill(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"train"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and self.alpha < 1:
+            object.__setattr__(self, "needs", self.needs | {"labels"})
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Trains in place; masks, codebooks and grids stay on."""
         alpha = self.alpha if self.alpha is not None else 0.7 if context.task.labelled else 1.0
-        imitate = {"imitate": LOSSES[self.loss]} if self.loss else {}
         return repair(
             model,
             context,
             training_of(self),
             alpha=alpha,
             temperature=self.at if self.temperature_schedule == "annealed" else self.temperature,
+            imitate=LOSSES[self.loss] if self.loss else imitation_loss,
             label="distill",
-            **imitate,
         )
 
     def at(self, progress: float) -> float:

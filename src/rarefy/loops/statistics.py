@@ -145,3 +145,49 @@ class ChannelMoments:
     def variance(self, correction: int = 0) -> Tensor:
         """(channels,) mean squared difference from the mean; `correction` 1 is the unbiased estimate."""
         return self.deviations / max(self.count - correction, 1)
+
+
+class Covariance:
+    """Covariances between the channels in float64, merged as `ChannelMoments` are.
+
+    Args:
+        axis: of the channels.
+
+    Attributes:
+        count: values per channel so far.
+        mean: (channels,).
+        products: (channels, channels) sum of products of differences from the means.
+    """
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis, self.count = axis, 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.products = torch.zeros((), dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Takes a tensor with channels on the axis in."""
+        values = x.detach().movedim(self.axis, 0).flatten(1).double()
+        if values.shape[1]:
+            mean = values.mean(1)
+            apart = values - mean.unsqueeze(1)
+            self.include(values.shape[1], mean, apart @ apart.mT)
+
+    def include(self, count: int, mean: Tensor, products: Tensor) -> None:
+        """Adds the moments of a part."""
+        total = self.count + count
+        if not total:
+            return
+        apart = mean - self.mean.to(mean.device)
+        between = torch.outer(apart, apart) * (self.count * count / total)
+        self.mean = self.mean.to(mean.device) + apart * (count / total)
+        self.products = self.products.to(mean.device) + products + between
+        self.count = total
+
+    def merge(self, other: Self) -> Self:
+        """Adds what another one has seen."""
+        self.include(other.count, other.mean, other.products)
+        return self
+
+    def covariance(self) -> Tensor:
+        """(channels, channels) mean products of differences from the means."""
+        return self.products / max(self.count, 1)
