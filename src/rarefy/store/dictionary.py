@@ -5,18 +5,19 @@ A decoder needs these very bytes, so nothing here may change within a format ver
 likely strings stand last, where references to them are shortest.
 """
 
+import struct
+
+from rarefy.store.fields import varint
+
 _OPERATORS = (
     "Sqrt",
     "Tanh",
     "Slice",
-    "Gather",
     "Unsqueeze",
     "Squeeze",
     "Split",
     "Resize",
     "Erf",
-    "LayerNormalization",
-    "Softmax",
     "Where",
     "Expand",
     "Shape",
@@ -28,29 +29,17 @@ _OPERATORS = (
     "LeakyRelu",
     "Sigmoid",
     "Gelu",
-    "ReduceMean",
     "Pow",
     "Sub",
     "Div",
     "Mul",
     "MatMul",
-    "Transpose",
-    "Concat",
     "Pad",
-    "AveragePool",
     "GlobalAveragePool",
     "Clip",
-    "BatchNormalization",
-    "QuantizeLinear",
-    "DequantizeLinear",
     "Identity",
-    "Reshape",
-    "Flatten",
     "Add",
-    "MaxPool",
-    "Gemm",
     "Relu",
-    "Conv",
 )
 
 _NOTES = (
@@ -70,43 +59,82 @@ _NAMES = (
     "conv2.weight conv2.bias fc1.weight fc1.bias fc2.weight fc2.bias _quantized _scale _zero_point "
 )
 
-_ATTRIBUTES = (
-    ("axis", 2, 1),
-    ("alpha", 1, b"\0\0\x80?"),
-    ("beta", 1, b"\0\0\x80?"),
-    ("epsilon", 1, b"\xac\xc5'7"),
-    ("momentum", 1, b"fff?"),
-    ("perm", 7, (1, 0)),
-    ("ceil_mode", 2, 0),
-    ("count_include_pad", 2, 1),
-    ("auto_pad", 3, b"NOTSET"),
-    ("transA", 2, 0),
-    ("transB", 2, 1),
-    ("allowzero", 2, 0),
-    ("storage_order", 2, 0),
-    ("group", 2, 1),
-    ("strides", 7, (2, 2)),
-    ("pads", 7, (0, 0, 0, 0)),
-    ("pads", 7, (1, 1, 1, 1)),
-    ("kernel_shape", 7, (5, 5)),
-    ("kernel_shape", 7, (2, 2)),
-    ("kernel_shape", 7, (3, 3)),
-    ("strides", 7, (1, 1)),
-    ("dilations", 7, (1, 1)),
+_Value = int | float | str | tuple[int, ...]
+
+_NODES: tuple[tuple[str, tuple[tuple[str, _Value], ...]], ...] = (
+    ("LayerNormalization", (("stash_type", 1), ("epsilon", 1e-5), ("axis", -1))),
+    ("Softmax", (("axis", -1),)),
+    ("Gather", (("axis", 0),)),
+    ("ReduceMean", (("noop_with_empty_axes", 0), ("keepdims", 1))),
+    ("Concat", (("axis", 1),)),
+    ("Transpose", (("perm", (0, 2, 1, 3)),)),
+    ("Transpose", (("perm", (0, 2, 1)),)),
+    ("BatchNormalization", (("training_mode", 0), ("momentum", 0.9), ("epsilon", 1e-5))),
+    (
+        "AveragePool",
+        (
+            ("dilations", (1, 1)),
+            ("ceil_mode", 0),
+            ("count_include_pad", 1),
+            ("pads", (0, 0, 0, 0)),
+            ("auto_pad", "NOTSET"),
+            ("strides", (2, 2)),
+            ("kernel_shape", (2, 2)),
+        ),
+    ),
+    ("QuantizeLinear", (("saturate", 1), ("block_size", 0), ("output_dtype", 0), ("axis", 1))),
+    ("DequantizeLinear", (("block_size", 0), ("output_dtype", 0), ("axis", 0))),
+    ("Flatten", (("axis", 1),)),
+    ("Reshape", (("allowzero", 1),)),
+    (
+        "MaxPool",
+        (
+            ("storage_order", 0),
+            ("dilations", (1, 1)),
+            ("ceil_mode", 0),
+            ("pads", (0, 0, 0, 0)),
+            ("auto_pad", "NOTSET"),
+            ("strides", (2, 2)),
+            ("kernel_shape", (2, 2)),
+        ),
+    ),
+    ("Gemm", (("beta", 1.0), ("transB", 1), ("alpha", 1.0), ("transA", 0))),
+    (
+        "Conv",
+        (
+            ("group", 1),
+            ("pads", (1, 1, 1, 1)),
+            ("auto_pad", "NOTSET"),
+            ("strides", (1, 1)),
+            ("dilations", (1, 1)),
+            ("kernel_shape", (3, 3)),
+        ),
+    ),
+    (
+        "Conv",
+        (
+            ("group", 1),
+            ("pads", (0, 0, 0, 0)),
+            ("auto_pad", "NOTSET"),
+            ("strides", (1, 1)),
+            ("dilations", (1, 1)),
+            ("kernel_shape", (5, 5)),
+        ),
+    ),
 )
-"""Name, ONNX attribute type (1 float, 2 integer, 3 string, 7 integers) and a frequent value."""
+"""Operators with their attributes in the order in which PyTorch's exporter writes them."""
 
 
-def _attribute(name: str, kind: int, value: int | bytes | tuple[int, ...]) -> bytes:
+def _attribute(name: str, value: _Value) -> bytes:
     """An attribute as it stands inside a serialised ONNX node."""
     if isinstance(value, tuple):
-        body = b"".join(bytes([0x40, item]) for item in value)
+        kind, body = 7, b"".join(bytes([0x40, item]) for item in value)
     elif isinstance(value, int):
-        body = bytes([0x18, value])
-    elif kind == 1:
-        body = b"\x15" + value
+        kind, body = 2, b"\x18" + (varint(value) if value >= 0 else b"\xff" * 9 + b"\x01")
+    elif isinstance(value, float):
+        kind, body = 1, b"\x15" + struct.pack("<f", value)
     else:
-        body = bytes([0x22, len(value)]) + value
+        kind, body = 3, bytes([0x22, len(value)]) + value.encode()
     body = bytes([0x0A, len(name)]) + name.encode() + body + bytes([0xA0, 0x01, kind])
     return bytes([0x2A, len(body)]) + body
 
@@ -120,11 +148,14 @@ DICTIONARY = b"".join(
     [
         "".join(_NOTES).encode(),
         _NAMES.encode(),
-        b"\x08\x08\x12\x07pytorch\x1a\x062.14.1:\x00B\x04\n\x00\x10\x12B\x0e\n\x07ai.onnx\x10\x15",
-        b"input\x12 \n\x1e\x08\x01\x12\x1a\n\x07\x12\x05batch\n\x02\x08\x01\n\x02\x08\x1c\n\x02",
-        b"output\x12\x18\n\x16\x08\x01\x12\x12\n\x07\x12\x05batch\n\x02\x08\n",
         *(_operator(name) for name in _OPERATORS),
-        *(_attribute(*known) for known in _ATTRIBUTES),
+        *(_operator(name) + b"".join(_attribute(*a) for a in known) for name, known in _NODES),
+        b"\x08\n\x12\x07pytorch\x1a\x0c2.14.1+cu130:\n\x01\n\x01x\n\x0bconv.weight\n\tconv.bias"
+        b"\x12\x06conv2d\n\x06linear\x12\x04relu\x12\x06relu_1\n\x08conv2d_1\x12\x08linear_1"
+        b"\x12\nmain_graph*\x12\x08\n\x10\x01B\tfc.biasJ\x00*\x16\x08\x08\x10\x01B\nfc.weightJ\x00"
+        b"*\r\x08\x02\x10\x07B\x05val_7J\x00Z \n\x05input\x12\x1b\n\x19\x08\x01\x12\x15\n\x07\x12"
+        b"\x05batch\n\x02\x08\x03\n\x02\x08 \n\x02\x08 b\x1f\n\x06output\x12\x13\n\x11\x08\x01\x12\r"
+        b"\n\x07\x12\x05batch\n\x02\x08\nB\x04\n\x00\x10\x14",
     ]
 )
-"""About two kilobytes that `text.compress` may refer to."""
+"""About three kilobytes that `text.compress` may refer to."""

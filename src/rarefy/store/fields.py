@@ -176,7 +176,7 @@ def write_increasing(writer: BitWriter, values: list[int]) -> None:
     if any(steps):
         likely = (sum(steps) // len(steps) + 1).bit_length() - 1
         order = min(
-            range(max(likely - 4, 0), likely + 3),
+            range(max(likely - 4, 0), min(likely + 3, 64)),
             key=lambda order: sum(_golomb_bits(step, order) for step in steps),
         )
         writer.write(order, 6)

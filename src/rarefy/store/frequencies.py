@@ -86,15 +86,18 @@ def counted(counts: NDArray[Any]) -> CountedTable:
     Args:
         counts: shape (n,), n at least 1, first and last entry above 0.
     """
-    tables = []
+    best: CountedTable | None = None
     for mantissa in _MANTISSAS:
         codes = rounded_codes(counts, mantissa)
         steps = _steps(codes)
         frequencies = scaled(rounded_counts(codes, mantissa))
         order, bits = _best_order(steps)
         bits += 6 + information(counts, frequencies)
-        tables.append(CountedTable(frequencies, bits, mantissa, order, steps))
-    return min(tables, key=lambda table: table.bits)
+        if best is not None and bits >= best.bits:
+            break  # precision beyond this costs more than it saves
+        best = CountedTable(frequencies, bits, mantissa, order, steps)
+    assert best is not None
+    return best
 
 
 def read_counted(reader: BitReader, symbols: int) -> NDArray[np.int64]:
@@ -163,8 +166,8 @@ def _best_order(steps: NDArray[np.int64]) -> tuple[int, float]:
         lengths = np.frexp((steps + (1 << order)).astype(np.float64))[1]
         return float(2 * lengths.sum() - (1 + order) * steps.size)
 
-    guess = int(np.log2(float(steps.mean()) + 1))
-    return min(((k, bits(k)) for k in {max(guess - 1, 0), min(guess, 7)}), key=lambda kb: kb[1])
+    guess = min(int(np.log2(float(steps.mean()) + 1)), 7)
+    return min(((k, bits(k)) for k in {max(guess - 1, 0), guess}), key=lambda kb: kb[1])
 
 
 def _write_steps(writer: BitWriter, steps: NDArray[np.int64], order: int) -> None:

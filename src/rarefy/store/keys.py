@@ -127,9 +127,11 @@ def count_distinct(array: NDArray[Any]) -> int:
 
 def count_nonzero(array: NDArray[Any]) -> int:
     """How many values are neither 0 nor -0; works for every dtype of `DTYPES`."""
-    pattern = patterns(array)
-    if kind_of(array.dtype) == FLOAT:
-        pattern = pattern << pattern.dtype.type(1)
+    pattern, name = patterns(array), array.dtype.name
+    if kind_of(array.dtype) == FLOAT and not name.endswith("fnuz"):
+        small = {"float4_e2m1fn": 4, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
+        sign = small.get(name, 8 * pattern.dtype.itemsize) - 1
+        pattern = pattern & pattern.dtype.type((1 << sign) - 1)
     if array.dtype.kind == "c":
         pattern = pattern.reshape(-1, 2).max(axis=1) if array.size else pattern
     return int(np.count_nonzero(pattern))

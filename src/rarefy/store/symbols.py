@@ -32,7 +32,7 @@ from rarefy.store.text import compress
 CODERS = ("auto", "huffman", "ans", "raw")
 """What a caller may ask for; "raw" stores the bytes of a tensor as they are."""
 
-_SHORT = 1 << 12
+_SHORT, _FEW = 1 << 12, 1 << 10
 _DOUBT = 64
 """Bits by which the estimates of two forms may err against each other."""
 
@@ -62,14 +62,16 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
     if first == last:
         return [Plan(CONSTANT, 12, lambda writer: writer.golomb(first, 4), lambda symbols: b"")]
     found = [_fixed(first, last, total)]
-    if entropy(counts) > 0.998 * found[0].bits:
-        return found
     if last - first == 2:
         found.append(_ternary(first, total))
     dense = counts[first : last + 1]
+    table = 40 + (dense.size if law is None else 0)  # bits, at the very least
+    least = max(entropy(counts) + table, 1.002 * entropy(counts))
+    if least >= min(plan.bits for plan in found):
+        return sorted(found, key=lambda plan: plan.bits)
     if dense.size <= frequencies.MOST_SYMBOLS:
         # Huffman codes win over ANS by a shorter table only, so not in long runs.
-        if coder == "huffman" or (coder == "auto" and total <= _SHORT):
+        if coder == "huffman" or (coder == "auto" and total <= _FEW and dense.size <= 64):
             found.append(_huffman(dense, first))
         if coder in ("auto", "ans"):
             found.append(_ans(dense, first))

@@ -37,7 +37,7 @@ def compress(data: bytes, dictionary: bytes = b"") -> bytes:
     return min(candidates, key=len)
 
 
-def decompress(data: Any, size: int, dictionary: bytes = b"") -> bytes:
+def decompress(data: Any, size: int, dictionary: bytes = b"") -> bytes | bytearray:
     """Undo `compress`.
 
     Args:
@@ -67,23 +67,23 @@ class TextReader:
         elif method != _STORED:
             raise FileError(f"compression method {method} is unknown to this version")
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int) -> bytes | bytearray:
         """The next `count` bytes of the original.
 
         Raises:
             FileError: the data are damaged or end before.
         """
+        piece: bytes | bytearray
         if self._decoder is None:
             piece = self._stored[self._place : self._place + count]
             self._place += count
         else:
-            out = bytearray()
-            while len(out) < count:
-                step = self._decoder.read(min(count - len(out), _STEP))
+            piece = bytearray()
+            while len(piece) < count:
+                step = self._decoder.read(min(count - len(piece), _STEP))
                 if not step:
                     break
-                out += step
-            piece = bytes(out)
+                piece += step
         if len(piece) != count:
             raise FileError(f"a compressed part ends after {len(piece)} of {count} bytes")
         return piece
@@ -119,7 +119,7 @@ class _Unlzma:
 
 def _filter(size: int, index: int) -> dict[str, Any]:
     lc, lp, pb = _CONTEXTS[index]
-    window = max(4096, min(1 << max(size - 1, 1).bit_length(), 1 << 26))
+    window = max(4096, min(size, 1 << 26))
     return {"id": lzma.FILTER_LZMA1, "dict_size": window, "lc": lc, "lp": lp, "pb": pb}
 
 

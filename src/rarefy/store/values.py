@@ -22,13 +22,8 @@ PLANES = 4
 class Values(Protocol):
     """What both forms offer."""
 
-    @property
-    def form(self) -> int:
-        """`PLANES` or 0."""
-
-    @property
-    def common(self) -> int:
-        """The pattern that fills most of the tensor."""
+    form: int  # `PLANES` or 0
+    common: int  # the pattern that fills most of the tensor
 
     def others(self) -> NDArray[np.int64]:
         """Where another value than the common one stands, increasing."""
@@ -37,7 +32,7 @@ class Values(Protocol):
         """All values, or those at `others`, in the order of `places`."""
 
 
-class Codes:
+class Codes(Values):
     """Few distinct values: a codebook, and each value's place in it."""
 
     form = 0
@@ -66,7 +61,7 @@ class Codes:
         return Coded(8 * len(book) + run.bits, lambda: book + run.encode())
 
 
-class Planes:
+class Planes(Values):
     """Many distinct values: planes of bits; the common value is zero."""
 
     form = PLANES

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file is there whole, or the old one is still there."""
+
+from pathlib import Path
+
+import pytest
+
+from rarefy.errors import FileError
+from rarefy.store.replacing import replacing
+
+
+def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+    with replacing(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(target) as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_missing_folder_and_a_full_disk_are_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileError, match="absent/out can't be written: No such file"),
+        replacing(tmp_path / "absent" / "out") as partial,
+    ):
+        partial.write_text("x")
+    with (
+        pytest.raises(FileError, match="out can't be written: No space left on device"),
+        replacing(tmp_path / "out"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert list(tmp_path.iterdir()) == []
