@@ -83,10 +83,7 @@ def prune_in_rounds(
         put_masks(groups, choose(done / rounds.number))
         settle()
         mend(model, context, rounds, done)
-        row = {"round": done, "sparsity": sparsity(layers)}
-        if first is not None and rounds.tolerance is not None:
-            row["metric"] = metric(model, context)
-            row["undone"] = context.task.metric.drop(first, row["metric"]) > rounds.tolerance
+        row = judged(model, context, rounds, first, {"round": done, "sparsity": sparsity(layers)})
         told.append(row)
         if row.get("undone"):
             put_state(model, good)
@@ -99,6 +96,20 @@ def prune_in_rounds(
     for layer in newcomers:
         lift_idle_mask(layer)
     return model.eval()
+
+
+def judged(
+    model: nn.Module, context: Context, rounds: Rounds, first: float | None, row: dict[str, Any]
+) -> dict[str, Any]:
+    """A round's row with the metric and whether it must be undone, where there is a tolerance."""
+    if first is None or rounds.tolerance is None:
+        return row
+    value = metric(model, context)
+    return {
+        **row,
+        "metric": value,
+        "undone": context.task.metric.drop(first, value) > rounds.tolerance,
+    }
 
 
 def put_masks(groups: Sequence[Sequence[Layer]], masks: Sequence[Tensor]) -> None:
