@@ -31,7 +31,7 @@ PACKAGE = HOME / "src" / "rarefy"
 FLOORS = {
     7: {"cli", "__main__"},
     6: {"search", "report", "testing"},
-    5: {"recipe", "compress"},
+    5: {"recipe", "compress", "systems"},
     4: {"methods"},
     3: {"prune", "quantize", "factorize", "distill", "substitute", "adapt", "synthesize"},
     2: {"loops", "measure", "export", "store", "zoo"},
@@ -45,7 +45,7 @@ FORBIDDEN = ("TODO", "FIXME", "XXX", "NotImplementedError", "pickle.load", "weig
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = {
-    "cli.compress": "its arguments are the options of the command line",
+    "cli.networks.compress": "its arguments are the options of the command line",
 }
 UNDOCUMENTED = {
     "right_inverse": "torch.nn.utils.parametrize says what it is",
@@ -145,12 +145,20 @@ def test_imports_make_no_circle() -> None:
         visit(page, ())
 
 
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, which may be as long as its arguments need."""
+    total = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    return total - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+
+
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_a_page_is_short(page: str) -> None:
     lines = len(PAGES[page].read_text(encoding="utf-8").splitlines())
     assert lines <= LINES or page in LONG_FILES, f"{page} has {lines} lines"
     for name, function in functions(PAGES[page]):
-        length = (function.end_lineno or 0) - function.lineno + 1
+        length = body_lines(function)
         assert length <= BODY or name in LONG_FUNCTIONS, f"{name} has {length} lines"
         given_to = function.args
         taken = [*given_to.posonlyargs, *given_to.args, *given_to.kwonlyargs]
@@ -163,7 +171,7 @@ def test_exceptions_are_needed() -> None:
     for page in LONG_FILES:
         assert len(PAGES[page].read_text(encoding="utf-8").splitlines()) > LINES, page
     for name in LONG_FUNCTIONS:
-        assert (names[name].end_lineno or 0) - names[name].lineno + 1 > BODY, name
+        assert body_lines(names[name]) > BODY, name
     assert names.keys() >= MANY_ARGUMENTS.keys()
 
 

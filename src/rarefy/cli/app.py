@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import rarefy
-from rarefy.cli import files, networks
 from rarefy.cli.arguments import say
+from rarefy.cli.files import info, methods, pack, systems, systems_show, unpack
+from rarefy.cli.networks import compress, export, measure, sensitivity, train
 from rarefy.errors import RarefyError
 
 app = typer.Typer(
@@ -38,25 +39,15 @@ def root(
     """Makes a trained network small: prune, share, quantise, distil, code, measure, export."""
 
 
-for command in (
-    networks.train,
-    networks.compress,
-    networks.measure,
-    networks.sensitivity,
-    networks.export,
-    files.pack,
-    files.unpack,
-    files.info,
-    files.methods,
-):
+for command in (train, compress, measure, sensitivity, export, pack, unpack, info, methods):
     app.command()(command)
 systems_app = typer.Typer(
     help="Published systems that run as recipes.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
-systems_app.callback()(files.systems)
-systems_app.command("show")(files.systems_show)
+systems_app.callback()(systems)
+systems_app.command("show")(systems_show)
 app.add_typer(systems_app, name="systems")
 
 

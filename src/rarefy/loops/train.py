@@ -78,8 +78,7 @@ def train(
     """
     from accelerate import Accelerator
 
-    watch = watch or Watch()
-    device = next(model.parameters()).device
+    watch, device = watch or Watch(), next(model.parameters()).device
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu")
     chosen: list[Tensor] = list(model.parameters() if parameters is None else parameters)
     optimiser = build_optimiser(chosen, settings)
@@ -88,7 +87,7 @@ def train(
     run.load(watch)
     if isinstance(batches, DataLoader) and accelerator.num_processes > 1:
         batches = accelerator.prepare(batches)
-    wrapped, stepper = accelerator.prepare(model, optimiser)
+    descent = Descent(accelerator, *accelerator.prepare(model, optimiser), chosen, settings)
     total = steps_of(batches)
     with bar(watch.label, total * settings.epochs) as advance:
         advance(run.epoch * total)
@@ -97,25 +96,17 @@ def train(
             model.train()
             torch.manual_seed(epoch_seed(seed, run.epoch))
             for index, raw in enumerate(mine(batches, accelerator)):
-                inputs, targets = split(raw, labelled)
+                inputs, targets = move(split(raw, labelled), device)
                 progress = min((run.epoch + index / total) / settings.epochs, 1.0)
-                for group in optimiser.param_groups:
-                    group["lr"] = settings.rate * rate_factor(
-                        settings, progress + 0.5 / total / settings.epochs
-                    )
-                batch = Batch(
-                    wrapped, move(inputs, device), move(targets, device), run.epoch, progress
-                )
+                descent.set_rate(progress + 0.5 / total / settings.epochs)
+                batch = Batch(descent.model, inputs, targets, run.epoch, progress)
                 yield batch
-                losses += descend(batch, accelerator, stepper, chosen, settings.clip, watch.label)
+                losses += descent.step(batch, watch.label)
                 if average:
                     average.update(model)
                 if watch.after_step:
                     watch.after_step()
-                advance(
-                    1,
-                    f"epoch {run.epoch + 1}/{settings.epochs} rate {optimiser.param_groups[0]['lr']:.2g}",
-                )
+                advance(1, f"epoch {run.epoch + 1}/{settings.epochs}")
             finish_epoch(run, watch, settings, float(losses) / total, time.monotonic() - started)
     conclude(run, watch)
 
@@ -153,27 +144,46 @@ def signature(model: nn.Module, settings: Training, seed: int) -> str:
     return digest.hexdigest()
 
 
-def descend(
-    batch: Batch,
-    accelerator: Any,
-    optimiser: Any,
-    parameters: list[Tensor],
-    clip: float | None,
-    label: str,
-) -> Tensor:
-    """One step of the optimiser along the gradient of the batch's loss; returns the loss."""
-    if batch.loss is None:
-        raise ModelError(f"'{label}' handed no loss to Batch.minimise for a batch")
-    loss = batch.loss.detach()
-    if not bool(torch.isfinite(loss)):
-        raise ModelError(
-            f"the loss of '{label}' became {float(loss)} in epoch {batch.epoch + 1}; "
-            "lower the learning rate, clip the gradient, or look for NaN in weights and data"
-        )
-    optimiser.zero_grad()
-    accelerator.backward(batch.loss)
-    if clip is not None:
-        accelerator.clip_grad_norm_(parameters, clip)
-    optimiser.step()
-    batch.loss = None
-    return loss
+@dataclass
+class Descent:
+    """Moves the weights along the gradient of a batch's loss.
+
+    Attributes:
+        accelerator: of Accelerate.
+        model, optimiser: as it wrapped them.
+        parameters: that are moved.
+        settings: hyper-parameters.
+    """
+
+    accelerator: Any
+    model: Any
+    optimiser: Any
+    parameters: list[Tensor]
+    settings: Training
+
+    def set_rate(self, progress: float) -> None:
+        """Sets the learning rate for a point of the training in [0, 1]."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate * rate_factor(self.settings, progress)
+
+    def step(self, batch: Batch, label: str) -> Tensor:
+        """One step along the gradient; returns the loss.
+
+        Raises:
+            ModelError: the method handed over no loss, or one that is not finite.
+        """
+        if batch.loss is None:
+            raise ModelError(f"'{label}' handed no loss to Batch.minimise for a batch")
+        loss = batch.loss.detach()
+        if not bool(torch.isfinite(loss)):
+            raise ModelError(
+                f"the loss of '{label}' became {float(loss)} in epoch {batch.epoch + 1}; "
+                "lower the learning rate, clip the gradient, or look for NaN in weights and data"
+            )
+        self.optimiser.zero_grad()
+        self.accelerator.backward(batch.loss)
+        if self.settings.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimiser.step()
+        batch.loss = None
+        return loss

@@ -74,7 +74,6 @@ def latency(
         ValueError: no candidates, or fewer than one round.
 
     Examples:
-        >>> import torch
         >>> net = torch.nn.Linear(8, 8)
         >>> found = latency({"before": net, "after": net}, torch.randn(1, 8), rounds=7)
         >>> found["before"].ratio
@@ -86,8 +85,7 @@ def latency(
         )
     count = threads if threads is not None else default_threads()
     names, order = list(callables), random.Random(seed)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
+    wall, cpu = ({name: list[float]() for name in names} for _ in range(2))
     with pinned(count), in_eval_mode(callables.values()), torch.inference_mode():
         runs = {name: runner(function, inputs) for name, function in callables.items()}
         repetitions = {name: repetitions_of(run, warmup) for name, run in runs.items()}
@@ -102,19 +100,27 @@ def latency(
     batch = next((len(t) for t in tensors_of(inputs) if t.dim()), 1)
     first = np.array(wall[names[0]])
     return {
-        name: Latency(
-            median=float(np.median(wall[name])),
-            iqr=quartiles(np.array(wall[name])),
-            cpu_median=float(np.median(cpu[name])),
-            ratio=float(np.median(np.array(wall[name]) / first)),
-            ratio_iqr=quartiles(np.array(wall[name]) / first),
-            rounds=len(first),
-            repetitions=repetitions[name],
-            threads=count,
-            batch=batch,
+        name: summary(
+            np.array(wall[name]), np.array(cpu[name]), first, (repetitions[name], count, batch)
         )
         for name in names
     }
+
+
+def summary(wall: Any, cpu: Any, first: Any, circumstances: tuple[int, int, int]) -> Latency:
+    """Medians and quartiles of one candidate's times (rounds,), against those of the first."""
+    repetitions, threads, batch = circumstances
+    return Latency(
+        median=float(np.median(wall)),
+        iqr=quartiles(wall),
+        cpu_median=float(np.median(cpu)),
+        ratio=float(np.median(wall / first)),
+        ratio_iqr=quartiles(wall / first),
+        rounds=len(first),
+        repetitions=repetitions,
+        threads=threads,
+        batch=batch,
+    )
 
 
 def runner(function: Callable[..., Any], inputs: Inputs) -> Callable[[], None]:
