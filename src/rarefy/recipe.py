@@ -68,7 +68,7 @@ class Recipe:
             ) from None
         finally:
             loader.dispose()
-        if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
+        if node is None or not isinstance(data, dict) or not isinstance(data.get("steps"), list):
             raise RecipeError(f"{source}: a recipe is a mapping with a list 'steps'")
         lines = {key.value: (key, value) for key, value in node.value}
         for key in data:

@@ -96,9 +96,14 @@ def differs(f: "dataclasses.Field[Any]", value: Any) -> bool:
     return f.default is dataclasses.MISSING or value != f.default
 
 
-@cache
 def schema(cls: type[Step]) -> type[BaseModel]:
     """The pydantic model that holds the fields of a step with their legal ranges."""
+    return built_schema(cls)  # type: ignore[arg-type] # a class can be hashed, whatever its instances do
+
+
+@cache
+def built_schema(cls: type[Step]) -> type[BaseModel]:
+    """Makes what `schema` returns, once for every class."""
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {
         f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)

@@ -6,6 +6,7 @@ Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer
 """
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,24 +67,24 @@ def raw_weight(layer: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def fold_pair(layer: nn.Module, norm: nn.Module) -> None:
+def fold_pair(layer: Any, norm: Any) -> None:
     """Multiplies the layer's weight by gamma / sqrt(variance + eps) and moves the shift into its bias."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
-    gain = 1 / torch.sqrt(variance + norm.eps)  # type: ignore[operator]
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    gain = 1 / torch.sqrt(variance + norm.eps)
     shift = torch.zeros_like(gain)
     if norm.weight is not None:
-        gain, shift = gain * norm.weight.double(), norm.bias.double()  # type: ignore[operator, union-attr]
+        gain, shift = gain * norm.weight.double(), norm.bias.double()
     weight = raw_weight(layer)
     axis = output_axis(layer)
-    if axis == 1 and layer.groups > 1:  # type: ignore[operator]
+    if axis == 1 and layer.groups > 1:
         # (inputs, outputs / groups, ...): outputs run through the groups of inputs
         G = layer.groups
-        parts = weight.double().unflatten(0, (G, -1))  # type: ignore[arg-type]
-        scaled = (parts * gain.view(G, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)  # type: ignore[arg-type]
+        parts = weight.double().unflatten(0, (G, -1))
+        scaled = (parts * gain.view(G, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
     else:
         scaled = weight.double() * gain.view([-1 if i == axis else 1 for i in range(weight.dim())])
     weight.copy_(scaled)
-    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)  # type: ignore[operator, union-attr]
+    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)
     folded = ((bias - mean) * gain + shift).to(weight.dtype)
     layer.bias = nn.Parameter(folded)
 

@@ -87,7 +87,8 @@ def train(
     run.load(watch)
     if isinstance(batches, DataLoader) and accelerator.num_processes > 1:
         batches = accelerator.prepare(batches)
-    descent = Descent(accelerator, *accelerator.prepare(model, optimiser), chosen, settings)
+    wrapped, stepper = accelerator.prepare(model, optimiser)
+    descent = Descent(accelerator, wrapped, stepper, chosen, settings)
     total = steps_of(batches)
     with bar(watch.label, total * settings.epochs) as advance:
         advance(run.epoch * total)
