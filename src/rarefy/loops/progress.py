@@ -16,9 +16,26 @@ class Bar(Protocol):
     def __call__(self, advance: int = 1, note: str = "") -> None: ...
 
 
+QUIET = "RAREFY_QUIET"
+
+
 def visible() -> bool:
     """Whether stderr is a terminal and RAREFY_QUIET is not set."""
-    return sys.stderr.isatty() and not os.environ.get("RAREFY_QUIET")
+    return sys.stderr.isatty() and not os.environ.get(QUIET)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Hides the bars of what runs inside, for the many short trainings of a search."""
+    was = os.environ.get(QUIET)
+    os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        if was is None:
+            del os.environ[QUIET]
+        else:
+            os.environ[QUIET] = was
 
 
 @contextmanager

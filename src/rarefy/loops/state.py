@@ -30,6 +30,7 @@ class Watch:
         history: receives one dict an epoch: epoch, loss, rate, seconds and, if evaluated, metric.
         folder: where a checkpoint is left after every epoch, or None.
         after_step: called after every optimiser step, for methods that project the weights.
+        aloud: tells of every epoch on stderr, also where that is no terminal.
     """
 
     label: str = "train"
@@ -38,6 +39,7 @@ class Watch:
     history: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
     after_step: Callable[[], None] | None = None
+    aloud: bool = False
 
 
 @dataclass
@@ -109,7 +111,7 @@ def finish_epoch(run: Run, watch: Watch, settings: Training, loss: float, second
         else:
             run.since_best += 1
     watch.history.append(row)
-    if visible() or watch.label.startswith("train "):
+    if visible() or watch.aloud:
         report(watch.label, row, settings.epochs)
     run.save(watch)
 
