@@ -4,13 +4,14 @@
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import re
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic.fields import FieldInfo
 
+import rarefy
 from rarefy.errors import RecipeError
 from rarefy.methods import METHODS
 from rarefy.recipe import Recipe, method
@@ -317,11 +319,16 @@ def test_no_test_is_skipped_whatever_happens() -> None:
 
 
 def test_the_face_names_what_exists() -> None:
-    import rarefy
-
     assert set(rarefy.FACE) == set(rarefy.__all__) - {"__version__"}
     for name in rarefy.__all__:
         assert getattr(rarefy, name) is not None
+
+
+def test_no_module_hides_a_name_of_the_face() -> None:
+    for name in rarefy.FACE:  # rarefy.compress is a function, whatever was imported before
+        if importlib.util.find_spec(f"rarefy.{name}") is not None:
+            importlib.import_module(f"rarefy.{name}")
+        assert not isinstance(getattr(rarefy, name), ModuleType), name
 
 
 def test_the_environment_is_pinned() -> None:
