@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
+from rarefy.export.inputs import mapped
 from rarefy.export.translate import OPSET, translation_table
 from rarefy.task import Inputs, move
 
@@ -96,9 +97,7 @@ def widened(example: Inputs) -> Inputs:
     def two(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor
 
-    if isinstance(example, Mapping):
-        return {name: two(value) for name, value in example.items()}
-    return tuple(two(value) for value in example) if isinstance(example, tuple) else two(example)
+    return mapped(example, two)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from rarefy.export.difference import Difference
 from rarefy.export.finished import device_of
+from rarefy.export.inputs import first_examples
+from rarefy.export.onnx import graph_of
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.activations import CHILD, ActivationQuantizer, quantizers_of
 from rarefy.task import Inputs, call, move, tensors_of
@@ -40,7 +42,8 @@ def first_diverging_layer(
         noise: a difference that rounding alone explains.
     """
     few = first_examples(inputs, runtime.batch or EXAMPLES)
-    return locate(model, runtime, few, values_of_modules(model, few), tolerance, noise)
+    values = values_of_modules(graph_of(model, few))
+    return locate(model, runtime, few, values, tolerance, noise)
 
 
 def locate(
@@ -105,12 +108,10 @@ def layer_errors(
     return errors
 
 
-def values_of_modules(model: nn.Module, inputs: Inputs) -> dict[str, str]:
-    """For every module's path the name of the value that it ends with in the exported graph."""
-    from rarefy.export.onnx import graph_of
-
+def values_of_modules(graph: Any) -> dict[str, str]:
+    """For every module's path the name of the value that it ends with in an exported graph."""
     found: dict[str, str] = {}
-    for node in graph_of(model, inputs).graph:
+    for node in graph.graph:
         text = node.metadata_props.get(SCOPES)
         for scope in ast.literal_eval(text)[:-1] if text else ():
             path = scope.partition("@")[0]  # a module's second run is called path@1
@@ -163,12 +164,3 @@ def owner(model: nn.Module, path: str) -> str:
         return path
     site = holder.sites[int(path.rpartition(".")[2])]
     return site.rpartition(":")[0] or site
-
-
-def first_examples(inputs: Inputs, count: int) -> Inputs:
-    """The beginning of a batch."""
-    if isinstance(inputs, Tensor):
-        return inputs[:count]
-    if isinstance(inputs, tuple):
-        return tuple(t[:count] for t in inputs)
-    return {name: t[:count] for name, t in inputs.items()}

@@ -126,6 +126,9 @@ def name_axes(proto: "ModelProto") -> None:
         if dim.HasField("dim_param")
     ]
     for dim in dims:
+        if dim.dim_param.isdigit():
+            dim.dim_value = int(dim.dim_param)  # an axis that the network turned out to fix
+            continue
         for symbol in re.findall(r"[A-Za-z_]\w*", dim.dim_param):
             names.setdefault(symbol, f"batch_{len(names)}" if names else "batch")
         dim.dim_param = re.sub(r"[A-Za-z_]\w*", lambda m: names[m[0]], dim.dim_param)
@@ -145,5 +148,6 @@ def save_onnx(proto: "ModelProto", path: Path) -> int:
     except OSError as error:
         raise FileError(f"'{path}' can't be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
     return path.stat().st_size

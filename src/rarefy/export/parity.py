@@ -13,6 +13,7 @@ from rarefy.errors import TaskError
 from rarefy.export.difference import Difference
 from rarefy.export.divergence import first_diverging_layer
 from rarefy.export.finished import device_of
+from rarefy.export.inputs import starting_with
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.activations import ActivationQuantizer
 from rarefy.task import Inputs, call, logits_of, move, same_answer, tensors_of
@@ -87,20 +88,6 @@ class Comparison:
         if theirs and theirs[0].shape == first.shape and first.dim() > 1:
             scores = same_answer(first.float(), theirs[0].to(first.device).float())
             self.agreeing += float(scores.sum())
-
-
-def starting_with(inputs: Inputs, example: int) -> Inputs:
-    """The same batch with one example moved to the front."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        order = [example, *(i for i in range(len(tensor)) if i != example)]
-        return tensor[order] if tensor.dim() and example < len(tensor) else tensor
-
-    if isinstance(inputs, Tensor):
-        return moved(inputs)
-    if isinstance(inputs, tuple):
-        return tuple(moved(t) for t in inputs)
-    return {name: moved(t) for name, t in inputs.items()}
 
 
 def check_parity(

@@ -22,9 +22,15 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def write_dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-    """DequantizeLinear straight on the stored codes, so that a runtime sees an int8 weight."""
+    """DequantizeLinear straight on the stored codes, so that a runtime sees an int8 weight.
+
+    The standard knows no zero point for 32-bit codes, the form of quantised biases; theirs is zero.
+    """
+    import onnx_ir
     from onnxscript import opset20 as op
 
+    if codes.dtype == onnx_ir.DataType.INT32:
+        return op.DequantizeLinear(codes, scale, **on_axis(axis))
     return op.DequantizeLinear(codes, scale, zero_point, **on_axis(axis))
 
 

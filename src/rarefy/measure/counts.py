@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from rarefy.export.inputs import first_examples
 from rarefy.forms.shadow import forms_of
-from rarefy.task import Inputs, call
+from rarefy.task import Inputs, call, move
 
 DISTINCT = 65_536
 
@@ -133,11 +134,12 @@ def macs(model: nn.Module, example: Inputs) -> int:
         example: batch first, on any device.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    one = first_examples(example, 1)
     states = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with products_visible(), counter() as count:
-            call(model, first_row(example, device))
+            call(model, one if device is None else move(one, device))
     finally:
         for module, was in states.items():
             module.training = was
@@ -175,17 +177,3 @@ def products_visible() -> Iterator[None]:
     finally:
         torch.backends.mkldnn.enabled = mkldnn
         torch.backends.mha.set_fastpath_enabled(encoder)
-
-
-def first_row(inputs: Inputs, device: torch.device | None) -> Inputs:
-    """A batch of one, on a device."""
-
-    def one(tensor: Tensor) -> Tensor:
-        row = tensor[:1] if tensor.dim() else tensor
-        return row if device is None else row.to(device)
-
-    if isinstance(inputs, Tensor):
-        return one(inputs)
-    if isinstance(inputs, tuple):
-        return tuple(one(t) for t in inputs)
-    return {name: one(t) for name, t in inputs.items()}
