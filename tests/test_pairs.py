@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which method may follow which, written out; allowed pairs run, refused ones never start."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rarefy.compress import apply_step
+from rarefy.errors import RecipeError
+from rarefy.forms.shadow import bake
+from rarefy.measure.quality import evaluate
+from rarefy.methods import METHODS
+from rarefy.recipe import Recipe, method
+from rarefy.step import Context, Step
+from rarefy.task import Task
+
+STEPS: dict[str, dict[str, object]] = {
+    "prune-weights": {"sparsity": 0.5},
+    "prune-connections": {"quality": 0.5, "rounds": 1, "epochs": 1},
+    "finetune": {"epochs": 1},
+    "reestimate-norms": {},
+    "distill": {"epochs": 1},
+    "share-weights": {"bits": 5, "epochs": 1},
+    "hash-weights": {"epochs": 1, "start": "projected"},
+    "fixed-point": {},
+    "static-int8": {},
+    "half-precision": {},
+}
+# Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
+TABLE = """
+                   pw pc ft rn di sw hw fp i8 hp
+prune-weights       x  x  x  x  x  x  .  x  x  x
+prune-connections   x  x  x  x  x  x  .  x  x  x
+finetune            x  x  x  x  x  x  x  x  x  x
+reestimate-norms    x  x  x  x  x  x  x  x  x  x
+distill             x  x  x  x  x  x  x  x  x  x
+share-weights       .  .  x  x  x  x  .  x  x  x
+hash-weights        .  .  x  x  x  x  .  x  x  x
+fixed-point         .  .  .  x  .  .  .  .  .  .
+static-int8         .  .  .  x  .  .  .  .  .  .
+half-precision      .  .  .  .  .  .  .  .  .  .
+"""
+ALLOWED = {
+    (line.split()[0], second): mark == "x"
+    for line in TABLE.strip().splitlines()[1:]
+    for second, mark in zip(STEPS, line.split()[1:], strict=True)
+}
+
+
+class TinyNet(nn.Module):
+    """One convolution with batch norm and two linear layers, for (B, 1, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)
+        self.fc1, self.fc2 = nn.Linear(36, 12), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.norm(self.conv(x)).relu())
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.fixture(scope="module")
+def two_batches(digits_task: Task) -> Task:
+    torch.manual_seed(0)
+    few = {
+        role: list(itertools.islice(digits_task.batches(role), 2))
+        for role in ("train", "validation", "calibration")
+    }
+    return replace(digits_task, **few, test=few["validation"])  # type: ignore[arg-type]
+
+
+def step(name: str) -> Step:
+    return method(name)(**STEPS[name])
+
+
+def test_the_table_is_whole() -> None:
+    assert STEPS.keys() == METHODS.keys()
+    assert len(ALLOWED) == len(METHODS) ** 2
+
+
+@pytest.mark.parametrize("pair", [pair for pair, allowed in ALLOWED.items() if allowed])
+def test_allowed_pairs_run(pair: tuple[str, str], two_batches: Task) -> None:
+    torch.manual_seed(0)
+    model = TinyNet().eval()
+    recipe = Recipe(tuple(step(name) for name in pair))
+    recipe.check(two_batches)
+    current = copy.deepcopy(model)
+    for number, each in enumerate(recipe.steps):
+        context = Context(two_batches, model, torch.device("cpu"), number)
+        current, _ = apply_step(each, current, context)
+    x = two_batches.example
+    with torch.no_grad():
+        before = current(x)
+        after = bake(current)(x)
+    assert torch.allclose(before, after, atol=1e-5 * float(before.abs().max()))
+    assert 0 <= evaluate(current, two_batches).value <= 1
+    if pair[0].startswith("prune") and pair[1] != "hash-weights":
+        assert float((current.fc1.weight == 0).float().mean()) > 0.2  # zeros survive what follows
+
+
+@pytest.mark.parametrize("pair", [pair for pair, allowed in ALLOWED.items() if not allowed])
+def test_refused_pairs_never_start(pair: tuple[str, str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe(tuple(step(name) for name in pair))
+    message = str(caught.value)
+    assert message.startswith(f"{pair[1]} can't come after {pair[0]}")
+    assert "\n" not in message
+
+
+def test_what_lies_between_does_not_hide_a_refusal() -> None:
+    with pytest.raises(RecipeError, match="hash-weights can't come after prune-weights"):
+        Recipe((step("prune-weights"), step("distill"), step("hash-weights")))
