@@ -60,11 +60,11 @@ $(CREATED):
 
 # The package is built with the pinned setuptools: no download of a newer one on the side.
 $(CORE): requirements.txt pyproject.toml | $(CREATED)
-	$(PIP) install --constraint requirements.txt setuptools
-	$(PIP) install --constraint requirements.txt --no-build-isolation --editable .
+	$(PIP) install --no-compile --constraint requirements.txt setuptools
+	$(PIP) install --no-compile --constraint requirements.txt --no-build-isolation --editable .
 	touch $@
 
 $(FULL): requirements.txt pyproject.toml | $(CREATED)
-	$(PIP) install --requirement requirements.txt
-	$(PIP) install --no-build-isolation --no-deps --editable .
+	$(PIP) install --no-compile --requirement requirements.txt
+	$(PIP) install --no-compile --no-build-isolation --no-deps --editable .
 	touch $(CORE) $@
