@@ -11,6 +11,7 @@ os.environ["RAREFY_QUIET"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from rarefy.loops.fit import fit
@@ -20,6 +21,8 @@ from rarefy.zoo.lenet import DigitsNet
 from rarefy.zoo.tasks import load_task
 
 torch.set_num_threads(1)
+settings.register_profile("house", deadline=None)  # a busy machine is no failure
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from rarefy.distill.finetune import Finetune
 from rarefy.errors import RecipeError
 from rarefy.methods import METHODS
 from rarefy.prune.prune_weights import PruneWeights
-from rarefy.quantize.fixed_point import FixedPoint
 from rarefy.quantize.share_weights import ShareWeights
 from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.recipe import Recipe, load_recipe, method, recipe_text

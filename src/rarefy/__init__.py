@@ -2,6 +2,8 @@
 """Takes a trained network and a budget, returns the smallest network that still does its job."""
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -47,9 +49,23 @@ def __getattr__(name: str) -> Any:
     if name not in FACE:
         raise AttributeError(f"module 'rarefy' has no attribute '{name}'")
     value = getattr(importlib.import_module(FACE[name]), name)
-    globals()[name] = value  # also hides the module of the same name behind rarefy.compress
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class Face(ModuleType):
+    """The package as its users see it: `rarefy.compress` is the function, never the file of that name.
+
+    Importing a file sets it as an attribute of its package, which would hide the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in FACE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Face

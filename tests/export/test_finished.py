@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from rarefy.errors import ModelError
-from rarefy.export.finished import device_of, finished
+from rarefy.export.finished import finished
 from rarefy.forms.mask import Mask
 from rarefy.forms.shadow import dress, dressed
 
@@ -63,8 +63,3 @@ def test_a_network_that_cannot_be_copied_is_refused_with_the_reason() -> None:
     net.stream = (i for i in range(3))  # type: ignore[assignment]
     with pytest.raises(ModelError, match="generator"):
         finished(net)
-
-
-def test_device_of_a_network_without_tensors_is_the_cpu() -> None:
-    assert device_of(nn.ReLU()) == torch.device("cpu")
-    assert device_of(nn.Linear(1, 1, device="meta")).type == "meta"

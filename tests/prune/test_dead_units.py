@@ -69,7 +69,7 @@ def test_a_constant_of_zero_leaves_answers_bit_equal() -> None:
     keep = mask_of(model.conv2)  # type: ignore[arg-type]
     assert not keep[:4, 2].any()  # the group that reads channel 2
     assert keep[4:].all()
-    assert float(model.conv1.bias[2]) == 0  # type: ignore[index]
+    assert model.conv1.bias[2].item() == 0  # type: ignore[index]
     assert all(torch.equal(model(one), y) for one, y in zip(x, before, strict=True))
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
-from rarefy.export.inputs import mapped
 from rarefy.export.translate import OPSET, translation_table
+from rarefy.loops.modes import mapped
 from rarefy.task import Inputs, move
 
 LIBRARIES = (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.export.difference import Difference
-from rarefy.export.finished import device_of
 from rarefy.export.inputs import first_examples
 from rarefy.export.onnx import graph_of
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.activations import CHILD, ActivationQuantizer, quantizers_of
+from rarefy.loops.modes import device_of
 from rarefy.task import Inputs, call, move, tensors_of
 
 if TYPE_CHECKING:

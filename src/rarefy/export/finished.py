@@ -3,7 +3,6 @@
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
@@ -55,10 +54,3 @@ def on_cpu(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(moved, requires_grad=tensor.requires_grad)
     return moved
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of a network lies; the CPU if it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

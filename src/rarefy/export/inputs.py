@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same change to every tensor of a network's inputs, whatever their structure."""
-
-from collections.abc import Callable, Mapping
+"""A choice among the examples of a batch, whatever its structure."""
 
 from torch import Tensor
 
+from rarefy.loops.modes import mapped
 from rarefy.task import Inputs
-
-
-def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """A tensor, a tuple or a mapping of tensors with `change` applied to each."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: change(value) for name, value in inputs.items()}
-    return tuple(change(value) for value in inputs)
 
 
 def first_examples(inputs: Inputs, count: int) -> Inputs:

@@ -12,10 +12,10 @@ from torch import nn
 from rarefy.errors import TaskError
 from rarefy.export.difference import Difference
 from rarefy.export.divergence import first_diverging_layer
-from rarefy.export.finished import device_of
 from rarefy.export.inputs import starting_with
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.activations import ActivationQuantizer
+from rarefy.loops.modes import device_of, evaluating
 from rarefy.task import Inputs, call, logits_of, move, same_answer, tensors_of
 
 if TYPE_CHECKING:
@@ -110,28 +110,23 @@ def check_parity(
         TaskError: there are no batches.
     """
     runtime = program if isinstance(program, OnnxRuntime) else OnnxRuntime(program)
-    device, was = device_of(model), model.training
-    found = Comparison()
-    model.eval()
-    try:
+    device, found = device_of(model), Comparison()
+    allowed = tolerance if tolerance is not None else default_tolerance(model)
+    with evaluating(model), torch.no_grad():
         for inputs in batches:
-            with torch.no_grad():
-                found.add(inputs, call(model, move(inputs, device)), call(runtime, inputs))
+            found.add(inputs, call(model, move(inputs, device)), call(runtime, inputs))
         if found.worst is None:
             raise TaskError("parity needs at least one batch of inputs; there was none")
-        allowed = tolerance if tolerance is not None else default_tolerance(model)
         relative = max(d.relative for d in found.outputs)
         agreement = found.agreeing / found.samples
         strict = tolerance is None and is_quantised(model)
         passed = relative <= allowed and (not strict or agreement >= AGREEMENT)
-        noise = allowed / 8 if is_quantised(model) else allowed / 100
-        layer = (
-            None
-            if passed
-            else first_diverging_layer(model, runtime, found.worst, tolerance=allowed, noise=noise)
-        )
-    finally:
-        model.train(was)
+        layer = None
+        if not passed:
+            noise = allowed / 8 if is_quantised(model) else allowed / 100
+            layer = first_diverging_layer(
+                model, runtime, found.worst, tolerance=allowed, noise=noise
+            )
     largest = max(d.largest for d in found.outputs)
     return Parity(runtime.name, passed, largest, relative, agreement, found.samples, allowed, layer)
 

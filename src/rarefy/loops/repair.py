@@ -37,9 +37,10 @@ def repair(
     """Trains `model` on ``alpha · imitate(outputs, teacher's outputs) + (1 - alpha) · task.loss``.
 
     Whatever forms the weights wear stay on: pruned weights stay zero, shared weights stay shared. The
-    validation metric is taken after every epoch where the task has validation data. The curve is added to
-    ``context.record["training"]``. An interrupted training goes on from `context.folder`, in a folder of
-    its own for every `label`, so several trainings of one step need different labels.
+    validation metric is taken after every epoch where the task has validation data. The curve is added
+    to ``context.record["training"]``, with the temperature at the start of each epoch if the teacher
+    counts. An interrupted training goes on from `context.folder`, in a folder of its own for every
+    `label`, so several trainings of one step need different labels.
 
     Args:
         model: trained in place.
@@ -58,19 +59,23 @@ def repair(
         RecipeError: labels are asked for and the task has none.
         TaskError: the task has no training data.
     """
+    if settings.epochs < 1:
+        return model.eval()
     task = context.task
     alpha = teacher_share(alpha, task, label)
     watch = watch_over(context, label, after_step)
     seed = part_seed(context.seed, label)
     batches = task.batches("train")
-    if settings.epochs < 1:
-        return model.eval()
+    softness = temperature if callable(temperature) else lambda _: temperature
     with evaluating(context.teacher):
         for batch in train(
             model, batches, settings, seed=seed, labelled=task.labelled, watch=watch
         ):
-            now = temperature(batch.progress) if callable(temperature) else temperature
+            now = softness(batch.progress)
             batch.minimise(loss_of(batch, task, context.teacher, alpha, now, imitate))
+    if alpha > 0:
+        for row in watch.history:
+            row["temperature"] = softness((row["epoch"] - 1) / settings.epochs)
     remember(context.record, label, watch.history)
     return model
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from rarefy.export.inputs import first_examples
 from rarefy.forms.shadow import forms_of
+from rarefy.loops.modes import evaluating
 from rarefy.task import Inputs, call, move
 
 DISTINCT = 65_536
@@ -133,16 +134,9 @@ def macs(model: nn.Module, example: Inputs) -> int:
         model: left as it was.
         example: batch first, on any device.
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
-    one = first_examples(example, 1)
-    states = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with products_visible(), counter() as count:
-            call(model, one if device is None else move(one, device))
-    finally:
-        for module, was in states.items():
-            module.training = was
+    one, place = first_examples(example, 1), next((p.device for p in model.parameters()), None)
+    with evaluating(model), products_visible(), counter() as count:
+        call(model, one if place is None else move(one, place))
     return int(count.get_total_flops()) // 2
 
 

@@ -4,7 +4,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rarefy.export.threads import default_threads
+from rarefy.loops.modes import evaluating
 from rarefy.task import Inputs, call, tensors_of
 
 SHORTEST = 5e-3  # seconds of one measurement; shorter ones drown in the clock and the scheduler
@@ -86,7 +87,12 @@ def latency(
     count = threads if threads is not None else default_threads()
     names, order = list(callables), random.Random(seed)
     wall, cpu = ({name: list[float]() for name in names} for _ in range(2))
-    with pinned(count), in_eval_mode(callables.values()), torch.inference_mode():
+    with ExitStack() as stack:
+        stack.enter_context(pinned(count))
+        stack.enter_context(torch.inference_mode())
+        for module in callables.values():
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluating(module))
         runs = {name: runner(function, inputs) for name, function in callables.items()}
         repetitions = {name: repetitions_of(run, warmup) for name, run in runs.items()}
         end = time.perf_counter() + budget
@@ -165,21 +171,3 @@ def pinned(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def in_eval_mode(functions: Any) -> Iterator[None]:
-    """Puts the networks among `functions` into eval mode for the duration."""
-    states = [
-        (module, module.training)
-        for function in functions
-        if isinstance(function, nn.Module)
-        for module in function.modules()
-    ]
-    for module, _ in states:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, was in states:
-            module.training = was

@@ -152,7 +152,7 @@ def allocate(
     if allocation == "erk":
         return erk(scores, [w.shape for w in weights], sparsity)
     rescale: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "global": lambda s, w: s.double(),
+        "global": lambda s, w: s,
         "lamp": lambda s, w: lamp_scores(s),
         "normalised": lambda s, w: normalised(s),
         "std": lambda s, w: torch.where(s < 0, -1.0, s.double() / (deviation(w) or 1.0)),

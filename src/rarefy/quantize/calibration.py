@@ -119,12 +119,13 @@ def observe(
                 f"call '{site}' gave a {type(result).__name__} on calibration batch {number} and a tensor "
                 "on the task's example: the network takes its way by the values"
             )
-        if not bool(torch.isfinite(result).all()):
+        try:
+            histogram.update(result)
+        except ModelError as error:
             raise ModelError(
                 f"'{site}' gives NaN or infinity on calibration batch {number}; look for broken inputs, or "
                 "leave its layer in float with exclude"
-            )
-        histogram.update(result)
+            ) from error
 
     watch_sites(model, inputs, see)
     return passed

@@ -119,6 +119,11 @@ class HashWeights(Step):
     reads: ClassVar[frozenset[str]] = frozenset({"dense"})
     writes: ClassVar[str | None] = "codebook"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.epochs:  # hashing alone needs no data
+            object.__setattr__(self, "needs", frozenset())
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Hashes every selected layer and trains the network."""
         values = {}

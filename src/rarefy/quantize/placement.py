@@ -155,13 +155,33 @@ def unchanged(
 def joined(
     wanted: Collection[Value], flow: Flow, integer: Collection[str], runtime: Runtime
 ) -> Iterator[tuple[str | None, str | None]]:
-    """Pairs of a concatenation's result and an input that nothing but concatenations reads."""
+    """Pairs of a concatenation's result and an input that nothing but concatenations reads.
+
+    Clipped and unclipped inputs stay apart: a clip vanishes only into a quantiser whose range ends where
+    it does.
+    """
     for value in wanted:
-        if value.maker is None or kind(value.maker) not in runtime.joining:
+        maker = value.maker
+        if maker is None or kind(maker) not in runtime.joining or maker.site not in integer:
             continue
-        for source in flow.read[value.maker.site] if value.maker.site in integer else ():
-            if source is not None and all(kind(r) in runtime.joining for r in source.readers):
+        sources = [source for source in flow.read[maker.site] if source is not None]
+        if len({is_clipped(source, flow, runtime) for source in sources}) > 1:
+            continue
+        for source in sources:
+            if all(kind(reader) in runtime.joining for reader in source.readers):
                 yield source.site, value.site
+
+
+def is_clipped(value: Value, flow: Flow, runtime: Runtime) -> bool:
+    """Whether a value comes from a clip, moved or not."""
+    current: Value | None = value
+    while current is not None and current.maker is not None and moves(current.maker, runtime):
+        current = source_of(current, flow)
+    return (
+        current is not None
+        and current.maker is not None
+        and kind(current.maker) in runtime.clipping
+    )
 
 
 def grouped(

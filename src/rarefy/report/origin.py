@@ -44,12 +44,13 @@ def recipe_section(measurements: Measurements, recipe: str) -> Markup:
         "recipe",
         "Do it again",
         lead,
-        _copyable("Command", command(measurements)),
-        _copyable("recipe.yaml", recipe.rstrip("\n")),
+        copyable("Command", command(measurements)),
+        copyable("recipe.yaml", recipe.rstrip("\n")),
     )
 
 
-def _copyable(name: str, text: str) -> Markup:
+def copyable(name: str, text: str) -> Markup:
+    """Text to be used elsewhere, with a button that copies it."""
     button = element("button", "Copy", type="button", class_="copy", aria_label=f"Copy {name}")
     head = element("div", element("span", name), button, class_="code-head")
     code = element("pre", element("code", text), tabindex=0, aria_label=name)

@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: one HTML file that holds its style, script, charts and data, and asks no network."""
 
-import base64
-import gzip
 import json
-import os
 from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rarefy.errors import FileError
@@ -17,6 +11,7 @@ from rarefy.report import verdict
 from rarefy.report.assurance import budget_section, parity_section
 from rarefy.report.confusion import classes_section
 from rarefy.report.costs import before_after_table, latency_conditions, stages_table
+from rarefy.report.frame import frame, write_page
 from rarefy.report.headline import headline
 from rarefy.report.layers import layers_section
 from rarefy.report.markup import Markup, element, group
@@ -24,7 +19,7 @@ from rarefy.report.origin import environment_section, recipe_section
 from rarefy.report.schema import Measurements, read
 from rarefy.report.steps import steps_chart
 from rarefy.report.table import section
-from rarefy.report.training import sensitivity_section, training_section
+from rarefy.report.training import metric_of, sensitivity_section, training_section
 
 NAVIGATION = {
     "summary": "Before and after",
@@ -66,11 +61,7 @@ def write_report(directory: Path) -> Path:
             "'stages' belongs; write it anew with rarefy compress."
         )
     page = _render(read(measurements, str(source)), _text(directory / "recipe.yaml"))
-    target = directory / "report.html"
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
-    return target
+    return write_page(page, directory / "report.html")
 
 
 def render(measurements: Mapping[str, Any], recipe: str) -> str:
@@ -100,20 +91,14 @@ def _text(path: Path) -> str:
 
 def _render(measurements: Measurements, recipe: str) -> str:
     sections = _sections(measurements, recipe)
-    links = [
-        element("a", text, href=f"#{name}") for name, text in NAVIGATION.items() if name in sections
-    ]
     title = f"{measurements.model}: {', '.join(verdict.clauses(measurements)) or 'measured'}"
-    return Template(_resource("page.html")).substitute(
-        title=group(title),
-        style=_resource("page.css"),
-        header=headline(measurements),
-        navigation=element("nav", *links, aria_label="Parts of this report"),
+    return frame(
+        title,
+        headline(measurements),
+        sections,
+        NAVIGATION,
+        version=measurements.rarefy,
         notes=_notes(measurements.notes),
-        sections=group(*sections.values()),
-        version=group(measurements.rarefy),
-        library=_library(),
-        script=_resource("page.js"),
     )
 
 
@@ -130,7 +115,8 @@ def _sections(measurements: Measurements, recipe: str) -> dict[str, Markup]:
     if any(measurements.training.values()):
         found["training"] = training_section(measurements)
     if measurements.sensitivity:
-        found["sensitivity"] = sensitivity_section(measurements)
+        metric = metric_of(measurements)
+        found["sensitivity"] = sensitivity_section(measurements.sensitivity, metric)
     found["environment"] = environment_section(measurements)
     found["recipe"] = recipe_section(measurements, recipe)
     return found
@@ -159,16 +145,3 @@ def _notes(notes: list[str]) -> Markup:
         return group()
     items = [element("li", note) for note in notes]
     return element("aside", element("h2", "Worth knowing"), element("ul", *items), class_="notes")
-
-
-def _resource(name: str) -> str:
-    return resources.files("rarefy.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _library() -> str:
-    """Plotly's own script, packed to a third; no time stamp, so that pages repeat exactly."""
-    from plotly.offline import get_plotlyjs
-
-    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode("ascii")

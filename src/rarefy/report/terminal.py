@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 WIDE = 150  # characters
 LONG = 48  # of a stage's name
 

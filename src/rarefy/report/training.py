@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How training went, and how much each layer can lose: curves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rarefy.report import chart as c
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OTHERS = "var(--zeros)"  # lines that are shown but not named
 
 
-def _metric_of(measurements: Measurements) -> Metric | None:
+def metric_of(measurements: Measurements) -> Metric | None:
     return measurements.before.metric or measurements.after.metric
 
 
@@ -37,7 +37,7 @@ def training_section(measurements: Measurements) -> Markup:
     """Loss and metric by epoch; stages one after the other, each in its colour."""
     training = {name: epochs for name, epochs in measurements.training.items() if epochs}
     total = sum(map(len, training.values()))
-    metric = _metric_of(measurements)
+    metric = metric_of(measurements)
     panels = ["loss"] if any(x.loss is not None for e in training.values() for x in e) else []
     if any(x.metric is not None for e in training.values() for x in e):
         panels.append("metric")
@@ -104,11 +104,10 @@ def _curves(
     return c.figure(traces, (190 if narrow else 210) * max(len(panels), 1) + 60, **layout)
 
 
-def sensitivity_section(measurements: Measurements) -> Markup:
+def sensitivity_section(found: Sequence[Probe], metric: Metric | None) -> Markup:
     """The metric with one layer at a time made sparse; the six most fragile layers in colour."""
-    metric = _metric_of(measurements)
     probes: dict[str, list[Probe]] = {}
-    for probe in measurements.sensitivity:
+    for probe in found:
         probes.setdefault(probe.layer, []).append(probe)
     higher = metric is None or metric.higher_is_better
     names = sorted(probes, key=lambda name: _fragility(probes[name], higher))

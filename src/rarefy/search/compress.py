@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one verb of the toolkit: compress by a recipe that is given, or by one that a search finds."""
 
+import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,16 +45,37 @@ def compress(
         result = rf.compress(model, task, [rf.PruneWeights(sparsity=0.9), rf.Distill(epochs=3)])
         result.save("out")
     """
-    if recipe is None:
-        if budget is None:
-            raise RecipeError("compress needs a recipe, or a budget for which one is searched")
-        from rarefy.search.budget import find_recipe
-
-        chosen = find_recipe(model, task, budget, seed=seed, cache=cache)
-    else:
+    if recipe is not None:
         chosen = as_recipe(recipe)
-    result = run_recipe(model, task, chosen, seed=seed, budget=budget, cache=cache, names=names)
+        result = run_recipe(model, task, chosen, seed=seed, budget=budget, cache=cache, names=names)
+    elif budget is not None:
+        result = within(budget, model, task, seed, cache, names)
+    else:
+        raise RecipeError("compress needs a recipe, or a budget for which one is searched")
     return result.written_by(write_report)
+
+
+def within(
+    budget: Budget,
+    model: nn.Module,
+    task: Task,
+    seed: int,
+    cache: Path | None,
+    names: tuple[str, str] | None,
+) -> Result:
+    """Searches a recipe and runs it; what was tried is told in the result's document under ``search``."""
+    from rarefy.search.budget import search
+
+    workspace = tempfile.TemporaryDirectory(prefix="rarefy-") if cache is None else None
+    folder = (
+        Path(workspace.name) if workspace else cache
+    )  # the search trains what the run uses again
+    found = search(model, task, budget, seed=seed, cache=folder)
+    result = run_recipe(
+        model, task, found.recipe, seed=seed, budget=budget, cache=folder, names=names
+    )
+    result.document["search"] = found.facts()
+    return dataclasses.replace(result, workspace=workspace) if workspace else result
 
 
 def as_recipe(recipe: str | Path | Recipe | Sequence[Step]) -> Recipe:

@@ -106,6 +106,20 @@ class BitWriter:
         shifted = value + (1 << order)
         self.write(shifted, 2 * shifted.bit_length() - 1 - order)
 
+    def golombs(self, values: list[int], order: int) -> None:
+        """Append many integers in one order; the same bits as `golomb` for each, but faster."""
+        base, joined, width = 1 << order, self._open, self._width
+        for value in values:
+            shifted = value + base
+            size = 2 * shifted.bit_length() - 1 - order
+            joined = joined << size | shifted
+            width += size
+            if width >= 512:
+                self._open, self._width = joined, width
+                self.write(0, 0)
+                joined, width = self._open, self._width
+        self._open, self._width = joined, width
+
     def number(self, value: int) -> None:
         """Append an integer below 2**63 of unknown size: six bits for its length, then itself."""
         width = value.bit_length()
@@ -143,13 +157,31 @@ class BitReader:
 
     def golomb(self, order: int = 0) -> int:
         """The next exponential-Golomb code of this order, below 2**64."""
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-            if zeros > 64:
-                raise FileError("an exponential-Golomb code has more than 64 leading zeros")
-        width = zeros + order
-        return (1 << width | self.read(width)) - (1 << order)
+        first = self._bit // 8
+        ahead = int.from_bytes(self._cursor.data[first : first + 10], "big")
+        bits = 8 * min(10, len(self._cursor.data) - first) - self._bit % 8
+        zeros = bits - (ahead & (1 << max(bits, 0)) - 1).bit_length()
+        if zeros > 64 or zeros >= bits:
+            raise FileError("an exponential-Golomb code has no end")
+        width = 2 * zeros + 1 + order
+        return self.read(width) - (1 << order)
+
+    def golombs(self, count: int, order: int) -> list[int]:
+        """The next `count` codes of one order; the same as `golomb` for each, but faster."""
+        first, place = self._bit // 8, self._bit % 8
+        ahead = bytes(self._cursor.data[first : first + 4 * count + 16])
+        text = format(int.from_bytes(b"\1" + ahead, "big"), "b")[1:]
+        values: list[int] = []
+        while len(values) < count:
+            one = text.find("1", place)
+            end = 2 * one - place + order + 1
+            if one < 0 or end > len(text) or one - place > 64:
+                break
+            values.append(int(text[one:end], 2) - (1 << order))
+            place = end
+        self._bit = 8 * first + place
+        # Codes longer than what was looked at, and damage, take the careful way.
+        return values + [self.golomb(order) for _ in range(count - len(values))]
 
     def number(self, limit: int = 1 << 62) -> int:
         """The next integer written by `BitWriter.number`, at most `limit`."""

@@ -172,17 +172,16 @@ def _best_order(steps: NDArray[np.int64]) -> tuple[int, float]:
 
 def _write_steps(writer: BitWriter, steps: NDArray[np.int64], order: int) -> None:
     writer.write(order, 3)
-    for step in steps.tolist():
-        writer.golomb(step, order)
+    writer.golombs(steps.tolist(), order)
 
 
 def _read_steps(reader: BitReader, count: int) -> NDArray[np.int64]:
     order = reader.read(3)
-    value, values = 0, []
-    for _ in range(count):
-        step = reader.golomb(order)
-        value += -(step + 1 >> 1) if step & 1 else step >> 1
-        if not 0 <= value < _LARGEST:
-            raise FileError("a frequency table leaves its range")
-        values.append(value)
-    return np.array(values, dtype=np.int64)
+    steps = reader.golombs(count, order)
+    if max(steps) >= _LARGEST:
+        raise FileError("a frequency table leaves its range")
+    folded = np.array(steps, dtype=np.int64)
+    values = np.cumsum(np.where(folded & 1, -(folded + 1 >> 1), folded >> 1))
+    if values.min() < 0 or values.max() >= _LARGEST:
+        raise FileError("a frequency table leaves its range")
+    return values

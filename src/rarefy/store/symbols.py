@@ -36,7 +36,7 @@ _SHORT, _FEW = 1 << 12, 1 << 10
 _DOUBT = 64
 """Bits by which the estimates of two forms may err against each other."""
 
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ def _lz() -> Plan:
 
 def _repeats(symbols: NDArray[Any], bits: float) -> bool:
     """Whether a sample from the middle is worth compressing as bytes that repeat."""
-    start = max((symbols.size - _SAMPLE) // 2, 0)
-    sample = symbols[start : start + _SAMPLE].astype(np.uint8).tobytes()
+    length = min(max(symbols.size >> 5, _SAMPLE), 8 * _SAMPLE)
+    start = max((symbols.size - length) // 2, 0)
+    sample = symbols[start : start + length].astype(np.uint8).tobytes()
     share = bits / 8 * len(sample) / symbols.size
     return len(sample) >= 64 and len(zlib.compress(sample, 1)) < 0.8 * share

