@@ -163,7 +163,8 @@ def measure(case: str, tensors: Tensors, repeats: int) -> list[Row]:
 def show(row: Row) -> str:
     """One line of the table."""
     speeds = [f"{s[0]:8.1f} [{s[1]:.1f} – {s[2]:.1f}]" for s in (row.encode, row.decode)]
-    return f"{row.case:42} {row.coder:12} {row.ratio:8.3f} {row.bytes:10,} {speeds[0]:26} {speeds[1]:26} {row.coding}"
+    head = f"{row.case:42} {row.coder:12} {row.ratio:8.3f} {row.bytes:10,}"
+    return f"{head} {speeds[0]:26} {speeds[1]:26} {row.coding}"
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hashed weights: a hash that is the same everywhere and spreads evenly, and values that are all that is kept."""
+"""Hashed weights: a hash that is even and the same everywhere, and values that are all that is kept."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Row kd-temperature: softer with rising temperature, cross-entropy with soft labels at one, annealed to one."""
+"""Row kd-temperature: softer with rising temperature, cross-entropy at one, annealed to one."""
 
 import copy
 
