@@ -265,13 +265,21 @@ def resolved(hint: Any) -> Any:
     return hint
 
 
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Any value that a field's annotation allows."""
+    limits = [m for n in getattr(hint, "__metadata__", ()) for m in getattr(n, "metadata", ())]
+    for pattern in (m.pattern for m in limits if hasattr(m, "pattern")):
+        return st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
+    return st.from_type(resolved(hint))
+
+
 def legal(cls: type[Step]) -> st.SearchStrategy[dict[str, Any]]:
     """Any of the settings that a method's annotations allow, fields left out at will."""
     hints = get_type_hints(cls, include_extras=True)
-    values = {f.name: st.from_type(resolved(hints[f.name])) for f in dataclasses.fields(cls)}
+    fields = {f.name: values(hints[f.name]) for f in dataclasses.fields(cls)}
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    must = {name: value for name, value in values.items() if name in required}
-    may = {name: value for name, value in values.items() if name not in required}
+    must = {name: value for name, value in fields.items() if name in required}
+    may = {name: value for name, value in fields.items() if name not in required}
     return st.fixed_dictionaries(must, optional=may)
 
 
