@@ -17,6 +17,7 @@ OTHERS = "var(--zeros)"  # lines that are shown but not named
 
 
 def metric_of(measurements: Measurements) -> Metric | None:
+    """The metric by which the network was judged, or None if there is none."""
     return measurements.before.metric or measurements.after.metric
 
 

@@ -32,7 +32,7 @@ from rarefy.store.text import compress
 CODERS = ("auto", "huffman", "ans", "raw")
 """What a caller may ask for; "raw" stores the bytes of a tensor as they are."""
 
-_SHORT, _FEW = 1 << 12, 1 << 10
+_SHORT, _FEW = 1 << 12, 1 << 9
 _DOUBT = 64
 """Bits by which the estimates of two forms may err against each other."""
 
@@ -66,8 +66,8 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
         found.append(_ternary(first, total))
     dense = counts[first : last + 1]
     table = 40 + (dense.size if law is None else 0)  # bits, at the very least
-    least = max(entropy(counts) + table, 1.002 * entropy(counts))
-    if least >= min(plan.bits for plan in found):
+    information = entropy(counts)
+    if max(information + table, 1.002 * information) >= min(plan.bits for plan in found):
         return sorted(found, key=lambda plan: plan.bits)
     if dense.size <= frequencies.MOST_SYMBOLS:
         # Huffman codes win over ANS by a shorter table only, so not in long runs.
