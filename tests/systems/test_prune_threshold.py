@@ -32,7 +32,7 @@ def test_lamp_scores_the_largest_one_and_never_empties_a_layer(
     model, task = digits
     layers = select(model)
     for layer in layers:
-        scores = lamp_scores(layer.weight.abs())
+        scores = lamp_scores(layer.weight.detach().abs())
         assert float(scores.max()) == 1.0
         assert int((scores == 1.0).sum()) == 1
         w = layer.weight.detach().abs().flatten().double().sort().values
