@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,7 +61,7 @@ def clustered(weights: NDArray[np.float32], keep: float, levels: int) -> NDArray
 
 def int8_codes(weights: NDArray[np.float32]) -> NDArray[np.int8]:
     """Symmetric codes with a scale for each row."""
-    scale = np.abs(weights).max(axis=1, keepdims=True) / 127
+    scale = np.maximum(np.abs(weights).max(axis=1, keepdims=True), 1e-30) / 127
     return np.rint(weights / scale).astype(np.int8)
 
 
@@ -93,21 +94,37 @@ def cases() -> dict[str, Tensors]:
     }
 
 
-def ours(coder: str) -> tuple[Callable[..., bytes], Callable[..., NDArray[Any]]]:
-    """Encoder and decoder of `.rfy` payloads."""
-    return (
+@dataclass(frozen=True)
+class Coder:
+    """A way to turn arrays into bytes and back."""
+
+    encode: Callable[[NDArray[Any]], bytes]
+    decode: Callable[[bytes, NDArray[Any]], NDArray[Any]]  # the array tells dtype and shape
+
+    def pack(self, tensors: Tensors) -> dict[str, bytes]:
+        """All tensors as bytes."""
+        return {name: self.encode(array) for name, array in tensors.items()}
+
+    def unpack(self, packed: dict[str, bytes], tensors: Tensors) -> Tensors:
+        """All tensors again."""
+        return {name: self.decode(data, tensors[name]) for name, data in packed.items()}
+
+
+def ours(coder: str) -> Coder:
+    """Payloads of `.rfy` files."""
+    return Coder(
         lambda array: encode_tensor(array, coder),
         lambda data, array: decode_tensor(data, array.dtype, array.shape),
     )
 
 
-def zstd() -> tuple[Callable[..., bytes], Callable[..., NDArray[Any]]]:
-    """Encoder and decoder of plain zstd at level 19."""
+def zstd() -> Coder:
+    """Plain zstd at level 19."""
     import zstandard
 
     packer, unpacker = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
-    return (
-        lambda array: packer.compress(np.ascontiguousarray(array)),
+    return Coder(
+        lambda array: packer.compress(np.ascontiguousarray(array).view(np.uint8).data),
         lambda data, array: np.frombuffer(unpacker.decompress(data), array.dtype).reshape(
             array.shape
         ),
@@ -128,43 +145,39 @@ def speed(times: list[float], megabytes: float) -> tuple[float, float, float]:
 
 
 def measure(case: str, tensors: Tensors, repeats: int) -> list[Row]:
-    """All coders on one case, interleaved; zstd runs once for three of ours."""
+    """All coders on one case, interleaved; zstd's encoder, the slowest, runs every third time."""
     coders = {"rfy auto": ours("auto"), "rfy huffman": ours("huffman"), "zstd -19": zstd()}
-    megabytes = sum(array.size for array in tensors.values()) * 4 / 1e6
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in coders}
     packed: dict[str, dict[str, bytes]] = {}
     for repeat in range(repeats):
-        for name, (encode, decode) in coders.items():
-            if name.startswith("zstd") and repeat % 3:
-                continue
-            encoded, packed[name] = seconds(lambda: {n: encode(a) for n, a in tensors.items()})
-            decoded, back = seconds(
-                lambda: {n: decode(data, tensors[n]) for n, data in packed[name].items()}
-            )
-            times[name][0].append(encoded)
-            times[name][1].append(decoded)
+        for name, coder in coders.items():
+            if name not in packed or name != "zstd -19" or repeat % 3 == 0:
+                spent, packed[name] = seconds(partial(coder.pack, tensors))
+                times[name][0].append(spent)
+            spent, back = seconds(partial(coder.unpack, packed[name], tensors))
+            times[name][1].append(spent)
             assert all(np.array_equal(patterns(back[n]), patterns(a)) for n, a in tensors.items())
+    megabytes = sum(array.size for array in tensors.values()) * 4 / 1e6
+    largest = max(tensors, key=lambda name: tensors[name].nbytes)
     rows = []
-    for name in coders:
+    for name, (encoding, decoding) in times.items():
         size = sum(len(data) for data in packed[name].values())
-        encode_speed, decode_speed = (speed(t, megabytes) for t in times[name])
-        largest = max(tensors, key=lambda n: tensors[n].nbytes)
-        array = tensors[largest]
-        coding = (
-            ""
-            if name.startswith("zstd")
-            else coding_name(packed[name][largest], array.dtype, array.shape)
-        )
+        array, words = tensors[largest], ""
+        if name.startswith("rfy"):
+            words = coding_name(packed[name][largest], array.dtype, array.shape)
         ratio = round(megabytes * 1e6 / size, 3)
-        rows.append(Row(case, name, ratio, size, encode_speed, decode_speed, coding))
+        speeds = speed(encoding, megabytes), speed(decoding, megabytes)
+        rows.append(Row(case, name, ratio, size, *speeds, words))
     return rows
 
 
 def show(row: Row) -> str:
     """One line of the table."""
-    speeds = [f"{s[0]:8.1f} [{s[1]:.1f} – {s[2]:.1f}]" for s in (row.encode, row.decode)]
-    head = f"{row.case:42} {row.coder:12} {row.ratio:8.3f} {row.bytes:10,}"
-    return f"{head} {speeds[0]:26} {speeds[1]:26} {row.coding}"
+    encode, decode = (
+        f"{median:8.1f} [{low:.1f} – {high:.1f}]" for median, low, high in (row.encode, row.decode)
+    )
+    left = f"{row.case:42} {row.coder:12} {row.ratio:8.3f} {row.bytes:10,}"
+    return f"{left} {encode:26} {decode:26} {row.coding}"
 
 
 def main() -> None:

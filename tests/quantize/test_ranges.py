@@ -74,7 +74,7 @@ def test_least_squares_beats_every_other_choice(tailed, bits) -> None:
 def test_entropy_clips_a_lonely_tail_and_spares_a_flat_distribution(tailed) -> None:
     low, high = choose_range(histogram_of(tailed), "entropy", UINT8)
     assert high < 45
-    assert low == pytest.approx(float(tailed.min()))
+    assert float(tailed.min()) <= low < -2
     flat = torch.linspace(0, 1, 20_000)
     assert choose_range(histogram_of(flat), "entropy", UINT8)[1] > 0.97
 

@@ -167,17 +167,18 @@ class BitReader:
         return self.read(width) - (1 << order)
 
     def golombs(self, count: int, order: int) -> list[int]:
-        """The next `count` codes of one order; the same as `golomb` for each, but faster."""
+        """The next `count` codes of one order; as `golomb` for each, but faster and of any size."""
         first, place = self._bit // 8, self._bit % 8
         ahead = bytes(self._cursor.data[first : first + 4 * count + 16])
         text = format(int.from_bytes(b"\1" + ahead, "big"), "b")[1:]
         values: list[int] = []
-        while len(values) < count:
-            one = text.find("1", place)
+        base, limit, find = 1 << order, len(text), text.find
+        for _ in range(count):
+            one = find("1", place)
             end = 2 * one - place + order + 1
-            if one < 0 or end > len(text) or one - place > 64:
+            if one < 0 or end > limit:
                 break
-            values.append(int(text[one:end], 2) - (1 << order))
+            values.append(int(text[one:end], 2) - base)
             place = end
         self._bit = 8 * first + place
         # Codes longer than what was looked at, and damage, take the careful way.
