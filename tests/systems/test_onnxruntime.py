@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Row onnxruntime: every network of the zoo gives the same answers there, also in integers."""
+"""Row onnxruntime: every network of the zoo computes there what it computes here, also in integers."""
 
 import copy
 
