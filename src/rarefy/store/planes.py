@@ -17,7 +17,7 @@ from rarefy.store.keys import from_keys
 from rarefy.store.runs import open_run
 from rarefy.store.symbols import Coded, entropy, plan_run
 
-_WIDEST, _FEW = 12, 200
+_WIDEST, _FEW = 12, 1 << 12
 
 
 def plane_widths(width: int, front: int) -> list[int]:
@@ -59,7 +59,7 @@ def _front_width(keys: NDArray[Any], width: int) -> int:
         merged = counts.reshape(1 << front, -1).sum(axis=1)
         return entropy(merged) + 3 * np.count_nonzero(merged) + (_WIDEST - front) * keys.size
 
-    widest = 8 if keys.size < _FEW else _WIDEST
+    widest = 9 if keys.size < _FEW else _WIDEST
     costs = {front: bits(front) for front in range(8, widest + 1)}
     # A table twice as long has to be worth its time.
     return next(front for front in costs if costs[front] <= 1.004 * min(costs.values()))

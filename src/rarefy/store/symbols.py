@@ -32,8 +32,8 @@ from rarefy.store.text import compress
 CODERS = ("auto", "huffman", "ans", "raw")
 """What a caller may ask for; "raw" stores the bytes of a tensor as they are."""
 
-_SHORT, _FEW = 1 << 12, 1 << 9
-_DOUBT = 64
+_SHORT, _FEW = 1 << 12, 1 << 8
+_DOUBT = 16
 """Bits by which the estimates of two forms may err against each other."""
 
 _SAMPLE = 1 << 13
