@@ -28,6 +28,21 @@ def test_gradient_of_a_level_is_the_sum_over_its_weights():
     assert torch.allclose(layer.parametrizations.weight.original.grad, expected, atol=1e-4)
 
 
+def test_a_layer_never_has_more_values_whatever_the_optimiser_does(digits):
+    model, task = digits
+    context = Context(task, copy.deepcopy(model), torch.device("cpu"))
+    ShareWeights(levels=8, epochs=0).apply(model, context)
+    layers = [model.conv1, model.conv2, model.fc1, model.fc2]
+    optimiser = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-2)
+    for _, (x, y) in zip(range(8), task.train, strict=False):
+        optimiser.zero_grad()
+        task.loss(model(x), y).backward()
+        before = model.fc1.weight.detach().clone()
+        optimiser.step()
+        assert not torch.equal(model.fc1.weight, before)
+        assert all(len(torch.unique(layer.weight)) <= 8 for layer in layers)
+
+
 def test_sixteen_values_lose_little_and_keep_their_places(digits_network, digits_task):
     context = Context(digits_task, digits_network, torch.device("cpu"), 0, {})
     plain = ShareWeights(bits=4, epochs=0).apply(copy.deepcopy(digits_network), context)

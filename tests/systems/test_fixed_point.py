@@ -35,6 +35,29 @@ def test_zeros_stay_zeros_and_powers_of_two_are_powers_of_two():
     assert float(scale) == 2.0**-5
 
 
+def widely_copied(w, bits):
+    """q = clamp(round(w / alpha * 2^b), -2^(b-1), 2^(b-1) - 1) with y = sum(q x) * alpha: wrong twice."""
+    alpha = w.abs().max()
+    q = torch.round(w / alpha * 2**bits).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return q, alpha
+
+
+def test_the_widely_copied_formula_is_wrong_twice():
+    """It cuts every |w| >= alpha / 2 and gives sums 2^b times too large; the right one does neither."""
+    w = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    q, alpha = widely_copied(w, 8)
+    assert bool((q[w >= alpha / 2] == 127).all())
+    assert bool((q[w <= -alpha / 2] == -128).all())
+    inside = w.abs() < 0.49 * alpha
+    assert float((q * alpha)[inside].norm() / w[inside].norm()) == pytest.approx(2**8, rel=0.01)
+    # even without the wrong factor it is about nine times further off
+    mended = float((q * alpha / 2**8 - w).norm() / w.norm())
+    codes, scale = fixed_point(w, 8)
+    right = float((codes * scale - w).norm() / w.norm())
+    assert right == pytest.approx(0.0098, rel=0.1)
+    assert mended > 5 * right
+
+
 def test_the_formula_that_scales_to_the_whole_range_saturates_half_of_a_uniform_layer():
     """clamp(round(w / alpha * 2^b)) cuts every |w| >= alpha / 2: 51 % of uniform, 3 % of Gaussian weights."""
     generator = torch.Generator().manual_seed(0)

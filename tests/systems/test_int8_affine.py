@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Row int8-affine: every code survives the round trip, the narrow range has no -128, zero is exact."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rarefy.forms.grid import Grid, from_codes, grid_for_range, to_codes
+from rarefy.measure.quality import evaluate
+from rarefy.quantize.static_int8 import StaticInt8, weight_scale
+from rarefy.step import Context
 
 GRIDS = [
     Grid(bits, signed, symmetric, narrow)
@@ -44,8 +49,30 @@ def test_error_is_at_most_half_a_step_inside_the_range(low, high, seed):
     assert float((back - x).abs().max()) <= float(scale) * 1.01 + 1e-6
 
 
-def test_pairs_of_seven_bit_weights_do_not_saturate_sixteen_bit_sums():
-    """u8 × s8 pairs are added in 16 bits by AVX2: 255 · 127 · 2 overflows, 255 · 63 · 2 does not."""
-    full, reduced = Grid(8, narrow=True).high, Grid(7, narrow=True).high
-    assert 2 * 255 * full > 2**15 - 1
-    assert 2 * 255 * reduced <= 2**15 - 1
+def sum_in_pairs(x, w):
+    """What AVX2 without VNNI computes: products of uint8 and int8 added in pairs that saturate at 16 bits."""
+    products = (x.long() * w.long()).view(-1, 2).sum(1)
+    return int(products.clamp(-(2**15), 2**15 - 1).sum())
+
+
+def test_seven_bits_avoid_the_saturation_that_eight_bits_meet():
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(64, 576, generator=generator) / 24
+    x = (torch.randn(576, generator=generator).abs() * 90).clamp(0, 255).to(torch.uint8)
+    brightest = torch.full((576,), 255, dtype=torch.uint8)
+    for bits, saturates in ((8, True), (7, False)):
+        grid = Grid(bits, narrow=True)
+        scale = weight_scale(w, grid, 0, "minmax")
+        codes = to_codes(w, scale, torch.zeros(64, dtype=torch.int8), grid, 0)
+        for activations in (x, brightest):
+            exact = [int((activations.long() * row.long()).sum()) for row in codes]
+            found = [sum_in_pairs(activations, row) for row in codes]
+            assert (found != exact) == saturates
+
+
+def test_seven_bit_weights_keep_the_accuracy_of_digits(digits):
+    model, task = digits
+    before = evaluate(model, task).value
+    context = Context(task, copy.deepcopy(model), torch.device("cpu"))
+    found = StaticInt8(bits=7).apply(model, context)
+    assert evaluate(found, task).value >= before - 0.01
