@@ -24,7 +24,7 @@ from rarefy.loops.train import steps_of
 from rarefy.measure.quality import evaluate
 from rarefy.recipe import Recipe
 from rarefy.search.goal import Goal, Outcome
-from rarefy.search.limits import costs_of, in_integers, limited, must_be_integer
+from rarefy.search.limits import costs_of, counts_of, in_integers, limited, must_be_integer
 from rarefy.search.memory import Memory
 from rarefy.search.space import STORAGES, Candidate, Space, first_guesses, suggest
 from rarefy.search.study import constrained_study, run_study, silence
@@ -134,7 +134,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with silent():
-            goal, space, overhead = prepare(model, task, short, budget, folder)
+            goal, space, overhead = prepare(model, task, short, budget, seed, folder)
         key = model_key(model, task.identity(), str(seed), repr(budget), repr(space))
         memory = Memory(folder / f"search-{key[:20]}.json")
         quick = run_quickly(model, short, goal, space, overhead, seed, trials, memory)
@@ -147,24 +147,29 @@ def search(
 
 
 def prepare(
-    model: nn.Module, task: Task, short: Task, budget: Budget, folder: Path
+    model: nn.Module, task: Task, short: Task, budget: Budget, seed: int, folder: Path
 ) -> tuple[Goal, Space, int]:
     """The goal in absolute numbers, the space of choices, and a file's bytes beside coded weights."""
-    sizes = write_program(model, task, folder / "probe.onnx")
+    counts = counts_of(model, task)
+    must_be_integer(budget, counts, counts)  # refuses before anything is exported
+    baseline = run_steps(model, task, Recipe(()), seed, folder)[0][0]
+    sizes = baseline.facts["measurement"]["bytes"]
     overhead = max(sizes["rfy"] - coded_bytes(model), 0) + NOTES
     metric = evaluate(model, short, "validation", reference=model, label="baseline").value
     goal = Goal.of(budget, sizes["safetensors"], metric, task.metric)
     integer = in_integers(model, short)
     storages: tuple[str, ...] = STORAGES if integer is not None else STORAGES[:2]
-    if limited(budget):
-        models = {"before": model, **({"integer": integer} if integer is not None else {})}
-        costs = costs_of(models, task, limited(budget), folder)
+    names = limited(budget) - counts.keys()
+    if names:
+        models, programs = {"before": model}, {"before": baseline.program}
+        if integer is not None:
+            models["integer"], programs["integer"] = integer, folder / "integer.onnx"
+            write_program(integer, task, programs["integer"])
+        costs = costs_of(models, programs, task, names)
         if must_be_integer(budget, costs["before"], costs.get("integer")):
             storages = ("int8",)
-    (folder / "probe.onnx").unlink()
-    trained = task.train is not None
-    repairs = (("distill", "finetune") if task.labelled else ("distill",)) if trained else ()
-    return goal, Space(storages, repairs), overhead
+    repairs: tuple[str, ...] = ("distill", "finetune") if task.labelled else ("distill",)
+    return goal, Space(storages, repairs if task.train is not None else ()), overhead
 
 
 def run_quickly(

@@ -11,7 +11,6 @@ from torch import nn
 from rarefy.budget import Budget
 from rarefy.compress import apply_step
 from rarefy.errors import ModelError, RecipeError
-from rarefy.export.artefact import write_program
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.shadow import bake
 from rarefy.measure.counts import macs, parameters
@@ -50,29 +49,23 @@ def in_integers(model: nn.Module, task: Task) -> nn.Module | None:
 
 
 def costs_of(
-    models: dict[str, nn.Module], task: Task, names: set[str], folder: Path
+    models: dict[str, nn.Module], programs: dict[str, Path], task: Task, names: set[str]
 ) -> dict[str, dict[str, float]]:
     """What several networks cost, by the names of a budget's limits; times are taken side by side.
 
     Args:
         models: by name.
+        programs: their exported files.
         task: whose example is run.
         names: of the limits that matter.
-        folder: for the exported programs.
     """
     example, threads = first_example(task.example), torch.get_num_threads()
     found: dict[str, dict[str, float]] = {}
     runtimes: dict[str, OnnxRuntime] = {}
     for name, model in models.items():
-        path = folder / f"{name}.onnx"
-        size = write_program(model, task, path)["onnx"]
-        products = macs(model, task.example)
-        found[name] = {
-            "parameters": parameters(model),
-            "macs": products,
-            "energy": inference_energy(products, size) or 0.0,
-        }
-        runtimes[name] = OnnxRuntime(path, threads=threads)
+        size, products = programs[name].stat().st_size, macs(model, task.example)
+        found[name] = {"energy": inference_energy(products, size) or 0.0}
+        runtimes[name] = OnnxRuntime(programs[name], threads=threads)
         if "memory" in names:
             found[name]["memory"] = peak_memory(lambda x, r=runtimes[name]: call(r, x), example)
     if "latency" in names:
@@ -80,6 +73,11 @@ def costs_of(
         for name, timed in latency(runs, example, threads=threads).items():
             found[name]["latency"] = timed.iqr[0]
     return found
+
+
+def counts_of(model: nn.Module, task: Task) -> dict[str, float]:
+    """The costs that a network has on paper, which no method at hand changes."""
+    return {"parameters": parameters(model), "macs": macs(model, task.example)}
 
 
 def must_be_integer(
@@ -92,13 +90,14 @@ def must_be_integer(
 
     Args:
         budget: what is asked for.
-        before, integer: costs of the network as it is and of the network in integers, if it can be.
+        before, integer: costs of the network as it is and of the network in integers, if it can be;
+            limits on other costs are not looked at.
 
     Raises:
         RecipeError: neither does; says which limit, what was found, and what to ask for instead.
     """
     needed = False
-    for name in sorted(limited(budget)):
+    for name in sorted(limited(budget) & before.keys()):
         limit, now = absolute(budget, name, before[name]), before[name]
         if limit is None or now <= limit:
             continue

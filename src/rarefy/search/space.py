@@ -129,8 +129,14 @@ def coded_share(density: float, bits: int) -> float:
 
 
 def density_for(share: float, bits: int) -> float:
-    """The density at which `coded_share` is `share`, by bisection; within the limits of the space."""
-    low, high = LEAST, 1.0
+    """The largest density whose `coded_share` is at most `share`; the least of the space if none is.
+
+    The share falls again just below density 1, where few zeros cost more places than they save; so a network
+    that fits as it is stays whole, and otherwise the density is sought where the share rises.
+    """
+    if coded_share(1.0, bits) <= share:
+        return 1.0
+    low, high = LEAST, 1 / (1 + 2.0 ** (1 - bits))
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if coded_share(middle, bits) < share else (low, middle)
