@@ -59,6 +59,7 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     from rarefy.export.finished import finished
     from rarefy.export.tidy import tidy
 
+    check_names(example, inputs)
     graph = tidy(capture(finished(model), example))
     foreign = sorted(
         {f"{n.domain}::{n.op_type}" for n in graph.graph.all_nodes() if n.domain not in STANDARD}
@@ -69,18 +70,25 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     return graph
 
 
-def name_ends(graph: Any, inputs: Sequence[str] | None) -> None:
-    """Names the inputs as asked, the outputs ``output`` or ``output_0``, ``output_1``, …
+def check_names(example: "Inputs", inputs: Sequence[str] | None) -> None:
+    """Whether there is one name for every input.
 
     Raises:
-        ModelError: another number of names than inputs, or a name that is taken.
+        ModelError: there are fewer or more, or one is given twice.
     """
-    found = [value.name for value in graph.inputs]
-    wanted = list(inputs or found)
-    if len(wanted) != len(found) or len(set(wanted)) != len(wanted):
+    from rarefy.task import tensors_of
+
+    count = len(tensors_of(example))
+    if inputs is not None and (len(inputs) != count or len(set(inputs)) != count):
         raise ModelError(
-            f"{len(wanted)} names {wanted} were given for the {len(found)} inputs {found}"
+            f"the network takes {count} inputs, but was given the names {', '.join(inputs)}; "
+            "give one name for each, none twice"
         )
+
+
+def name_ends(graph: Any, inputs: Sequence[str] | None) -> None:
+    """Names the inputs as asked, the outputs ``output`` or ``output_0``, ``output_1``, …"""
+    wanted = list(inputs or (value.name for value in graph.inputs))
     several = len(graph.outputs) > 1
     wanted += [f"output_{i}" if several else "output" for i in range(len(graph.outputs))]
     ends = [*graph.inputs, *graph.outputs]
