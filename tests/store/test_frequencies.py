@@ -15,13 +15,11 @@ from rarefy.store.frequencies import (
     geometric,
     information,
     read_counted,
-    read_smooth,
     rounded_codes,
     rounded_counts,
     scaled,
-    smooth_bits,
-    write_smooth,
 )
+from rarefy.store.smooth import smooth
 
 
 @given(st.lists(st.integers(0, 1 << 39), min_size=1, max_size=50), st.integers(0, 5))
@@ -59,15 +57,6 @@ def test_a_smooth_histogram_costs_little_more_than_its_entropy() -> None:
     assert table.bits - information(counts, table.frequencies) < 8 * 160
 
 
-@given(st.lists(st.integers(0, 15), min_size=1, max_size=99))
-def test_smooth_integers_come_back_at_the_stated_cost(values: list[int]) -> None:
-    writer = BitWriter()
-    write_smooth(writer, np.array(values))
-    data = writer.to_bytes()
-    assert read_smooth(BitReader(Cursor(data)), len(values)).tolist() == values
-    assert len(data) == -(-int(smooth_bits(np.array(values))) // 8)
-
-
 @given(st.integers(1, 65535), st.integers(2, 300))
 def test_geometric_tables_follow_the_law(parameter: int, symbols: int) -> None:
     table = geometric(parameter, symbols) / (1 << TOTAL_BITS)
@@ -93,13 +82,7 @@ def test_huge_counts_are_scaled_without_overflow() -> None:
 
 def test_impossible_tables_are_refused() -> None:
     writer = BitWriter()
-    writer.write(0, 3)  # mantissa
-    writer.write(0, 3)  # order
-    writer.golomb(2 * 50)  # 2**49 as a count
-    with pytest.raises(FileError, match="above 2\\*\\*40"):
-        read_counted(BitReader(Cursor(writer.to_bytes())), 1)
-    writer = BitWriter()
     writer.write(0, 3)
-    writer.golomb(1)  # -1
-    with pytest.raises(FileError, match="leaves its range"):
-        read_smooth(BitReader(Cursor(writer.to_bytes())), 1)
+    smooth(np.array([50])).write(writer)  # 2**49 as a count
+    with pytest.raises(FileError, match=r"above 2\*\*40"):
+        read_counted(BitReader(Cursor(writer.to_bytes())), 1)

@@ -14,9 +14,9 @@ from rarefy.store.planes import PlanesReader, plan_planes, plane_widths
 from .arrays import random_bits
 
 
-@given(st.sampled_from([16, 32, 64]), st.integers(8, 12))
-def test_planes_cover_all_bits(width: int, front: int) -> None:
-    widths = plane_widths(width, front)
+@given(st.sampled_from([16, 32, 64]), st.integers(8, 12), st.booleans())
+def test_planes_cover_all_bits(width: int, front: int, halved: bool) -> None:
+    widths = plane_widths(width, front, halved and width > 16)
     assert sum(widths) == width
     assert widths[0] == front
     assert all(0 < size <= 8 for size in widths[1:])
@@ -50,6 +50,19 @@ def test_normal_weights_shrink_to_the_entropy_of_their_exponents() -> None:
     assert values.nbytes / size > 1.2
 
 
+@pytest.mark.parametrize("count", [5000, 5001])
+def test_zeros_at_the_end_of_small_values_are_used(count: int) -> None:
+    steps = np.random.default_rng(0).normal(scale=0.05, size=(count, 50)).astype(np.float32)
+    values = steps.sum(axis=1, dtype=np.float32)  # rounded at larger sizes than the result's
+    values = (values + np.float32(1)) - np.float32(1)
+    pattern = values.view(np.uint32)
+    data = plan_planes(to_keys(pattern, FLOAT), "auto").encode()
+    reader = PlanesReader(Cursor(data), count, FLOAT, values.dtype)
+    pieces = [reader.read(step) for step in (1, 2, 777, 0, count - 780)]
+    assert np.array_equal(np.concatenate(pieces), pattern)
+    assert len(data) < 0.8 * values.nbytes
+
+
 def test_half_precision_values_in_float32_take_half_precision_bytes() -> None:
     half = np.random.default_rng(0).normal(size=100_000).astype(np.float16)
     wide = half.astype(np.float32)
@@ -61,6 +74,8 @@ def test_half_precision_values_in_float32_take_half_precision_bytes() -> None:
 
 
 def test_impossible_front_planes_are_refused() -> None:
-    for front in (0, 7, 13, 255):
+    for front in (0, 7, 13, 16, 23, 29, 255):
         with pytest.raises(FileError, match="front plane"):
             PlanesReader(Cursor(bytes([front]) + bytes(50)), 4, FLOAT, np.dtype(np.float32))
+    with pytest.raises(FileError, match="front plane of 9 bits"):
+        PlanesReader(Cursor(bytes([25]) + bytes(50)), 4, FLOAT, np.dtype(np.float16))

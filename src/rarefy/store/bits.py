@@ -117,25 +117,35 @@ def _byte_plane(values: NDArray[Any], plane: int) -> NDArray[np.uint8]:
 
 def _pack_odd(values: NDArray[np.uint64], width: int) -> bytes:
     """Eight values of `width` < 8 bits into `width` bytes."""
-    padded = np.zeros((values.size + 7) // 8 * 8, dtype=np.uint64)
-    padded[: values.size] = values
-    groups = padded.reshape(-1, 8)
-    joined = groups[:, 0].copy()
-    for place in range(1, 8):
-        joined |= groups[:, place] << np.uint64(width * place)
-    octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
-    return octets.tobytes()[: (values.size * width + 7) // 8]
+    octets = np.zeros((values.size + 7) // 8 * 8, dtype=np.uint8)
+    octets[: values.size] = values
+    joined = octets.view("<u8").astype(np.uint64)
+    for size, lane, low in reversed(_steps(width)):
+        joined = (joined & low) | ((joined >> np.uint64(size - lane)) & (low << np.uint64(lane)))
+    packed = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
+    return packed.tobytes()[: (values.size * width + 7) // 8]
 
 
 def _unpack_odd(data: NDArray[np.uint8], width: int, start: int, stop: int) -> NDArray[np.uint8]:
     first, last = start // 8, (stop + 7) // 8
     span = data[first * width : last * width]
-    octets = np.zeros((last - first, 8), dtype=np.uint8)
     filled = np.zeros((last - first) * width, dtype=np.uint8)
     filled[: span.size] = span
+    octets = np.zeros((last - first, 8), dtype=np.uint8)
     octets[:, :width] = filled.reshape(-1, width)
-    joined = octets.view("<u8").astype(np.uint64)
-    out = np.empty((last - first, 8), dtype=np.uint8)
-    for place in range(8):
-        out[:, place] = (joined[:, 0] >> np.uint64(width * place)) & np.uint64((1 << width) - 1)
-    return out.reshape(-1)[start - 8 * first : stop - 8 * first]
+    joined = octets.reshape(-1).view("<u8").astype(np.uint64)
+    for size, lane, low in _steps(width):
+        joined = (joined & low) | ((joined << np.uint64(size - lane)) & (low << np.uint64(size)))
+    return joined.astype("<u8").view(np.uint8)[start - 8 * first : stop - 8 * first]
+
+
+def _steps(width: int) -> list[tuple[int, int, np.uint64]]:
+    """How eight values of `width` bits in one 64-bit word part, by halves, until each has a byte.
+
+    Each step is (bits of a lane's new place, bits that are in use there, mask of the lower lanes).
+    """
+    steps = []
+    for size, lane in ((32, 4 * width), (16, 2 * width), (8, width)):
+        low = sum(((1 << lane) - 1) << place for place in range(0, 64, 2 * size))
+        steps.append((size, lane, np.uint64(low)))
+    return steps

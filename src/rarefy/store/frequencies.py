@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.fields import BitReader, BitWriter
+from rarefy.store.smooth import Smooth, read_smooth, smooth
 
 TOTAL_BITS = 22
 """Tables are scaled to a sum of about 2**22; every symbol in a table keeps at least 1."""
@@ -24,7 +25,6 @@ MOST_SYMBOLS = 1 << 13
 """Largest alphabet of a table."""
 
 _MANTISSAS = range(6)
-_LARGEST = 1 << 40
 
 
 def rounded_codes(counts: NDArray[Any], mantissa: int) -> NDArray[np.int64]:
@@ -71,13 +71,12 @@ class CountedTable:
     frequencies: NDArray[np.int64]
     bits: float  # of message and table together
     mantissa: int
-    order: int
-    steps: NDArray[np.int64]
+    codes: Smooth
 
     def write(self, writer: BitWriter) -> None:
         """Append the table; `read_counted` takes it back."""
         writer.write(self.mantissa, 3)
-        _write_steps(writer, self.steps, self.order)
+        self.codes.write(writer)
 
 
 def counted(counts: NDArray[Any]) -> CountedTable:
@@ -88,14 +87,13 @@ def counted(counts: NDArray[Any]) -> CountedTable:
     """
     best: CountedTable | None = None
     for mantissa in _MANTISSAS:
-        codes = rounded_codes(counts, mantissa)
-        steps = _steps(codes)
-        frequencies = scaled(rounded_counts(codes, mantissa))
-        order, bits = _best_order(steps)
-        bits += 6 + information(counts, frequencies)
+        rounded = rounded_codes(counts, mantissa)
+        frequencies = scaled(rounded_counts(rounded, mantissa))
+        codes = smooth(rounded)
+        bits = 3 + codes.bits + information(counts, frequencies)
         if best is not None and bits >= best.bits:
             break  # precision beyond this costs more than it saves
-        best = CountedTable(frequencies, bits, mantissa, order, steps)
+        best = CountedTable(frequencies, bits, mantissa, codes)
     assert best is not None
     return best
 
@@ -107,26 +105,10 @@ def read_counted(reader: BitReader, symbols: int) -> NDArray[np.int64]:
         FileError: the table is cut short or holds impossible counts.
     """
     mantissa = reader.read(3)
-    codes = _read_steps(reader, symbols)
+    codes = read_smooth(reader, symbols)
     if int(codes.max()) >> mantissa > 40 - mantissa:
         raise FileError("a frequency table holds counts above 2**40")
     return scaled(rounded_counts(codes, mantissa))
-
-
-def smooth_bits(values: NDArray[Any]) -> float:
-    """Bits that `write_smooth` needs."""
-    return 3 + _best_order(_steps(np.asarray(values, dtype=np.int64)))[1]
-
-
-def write_smooth(writer: BitWriter, values: NDArray[Any]) -> None:
-    """Append small non-negative integers that change little to the next one (code lengths)."""
-    steps = _steps(np.asarray(values, dtype=np.int64))
-    _write_steps(writer, steps, _best_order(steps)[0])
-
-
-def read_smooth(reader: BitReader, count: int) -> NDArray[np.int64]:
-    """Undo `write_smooth`."""
-    return _read_steps(reader, count)
 
 
 def geometric(parameter: int, symbols: int) -> NDArray[np.int64]:
@@ -151,37 +133,3 @@ def bernoulli(parameter: int, width: int) -> NDArray[np.int64]:
     ]
     patterns = np.arange(1 << width)[:, None] >> np.arange(width) & 1
     return np.array(by_ones, dtype=np.int64)[patterns.sum(axis=1)]
-
-
-def _steps(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Zigzag-folded differences between neighbours, the first against 0."""
-    difference = np.diff(codes, prepend=0)
-    return np.where(difference >= 0, 2 * difference, -2 * difference - 1)
-
-
-def _best_order(steps: NDArray[np.int64]) -> tuple[int, float]:
-    """The exponential-Golomb order with the fewest bits, and those bits."""
-
-    def bits(order: int) -> float:
-        lengths = np.frexp((steps + (1 << order)).astype(np.float64))[1]
-        return float(2 * lengths.sum() - (1 + order) * steps.size)
-
-    guess = min(int(np.log2(float(steps.mean()) + 1)), 7)
-    return min(((k, bits(k)) for k in {max(guess - 1, 0), guess}), key=lambda kb: kb[1])
-
-
-def _write_steps(writer: BitWriter, steps: NDArray[np.int64], order: int) -> None:
-    writer.write(order, 3)
-    writer.golombs(steps.tolist(), order)
-
-
-def _read_steps(reader: BitReader, count: int) -> NDArray[np.int64]:
-    order = reader.read(3)
-    steps = reader.golombs(count, order)
-    if max(steps) >= _LARGEST:
-        raise FileError("a frequency table leaves its range")
-    folded = np.array(steps, dtype=np.int64)
-    values = np.cumsum(np.where(folded & 1, -(folded + 1 >> 1), folded >> 1))
-    if values.min() < 0 or values.max() >= _LARGEST:
-        raise FileError("a frequency table leaves its range")
-    return values

@@ -2,7 +2,9 @@
 """Tensors of many distinct values, cut into planes of bits that are coded one by one.
 
 The front plane holds exponents (and as many bits of mantissa as pay), the last ones are close to
-noise and stored as they are. Trained float32 weights shrink about 1.2 times.
+noise and stored as they are. Trained float32 weights shrink about 1.2 times. Where the last byte is
+no noise, it is the end of it that counts (training adds small steps to larger numbers, which leaves
+zeros at the end of smaller ones), so it is cut in halves and two values share a symbol.
 """
 
 from functools import partial
@@ -12,39 +14,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
+from rarefy.store.bits import pack
 from rarefy.store.fields import Cursor
 from rarefy.store.keys import from_keys
-from rarefy.store.runs import open_run
+from rarefy.store.runs import SymbolReader, open_run
 from rarefy.store.symbols import Coded, entropy, plan_run
 
-_WIDEST, _FEW = 12, 1 << 12
+_WIDEST, _FEW, _HALVED = 12, 1 << 12, 16
 
 
-def plane_widths(width: int, front: int) -> list[int]:
+def plane_widths(width: int, front: int, halved: bool = False) -> list[int]:
     """Bits of each plane from the front: `front`, what is left to whole bytes, then bytes.
 
     Examples:
         >>> plane_widths(32, 9)
         [9, 7, 8, 8]
+        >>> plane_widths(32, 9, halved=True)
+        [9, 7, 8, 4, 4]
     """
     rest = width - front
-    return [front, *([rest % 8] if rest % 8 else []), *([8] * (rest // 8))]
+    widths = [front, *([rest % 8] if rest % 8 else []), *([8] * (rest // 8))]
+    return [*widths[:-1], 4, 4] if halved else widths
 
 
 def plan_planes(keys: NDArray[Any], coder: str) -> Coded:
-    """All planes of the keys, shape (n,), n > 0; the width of the front plane comes first."""
+    """All planes of the keys, shape (n,), n > 0; the first byte tells how they are cut."""
     width = 8 * keys.dtype.itemsize
     front = _front_width(keys, width)
+    last = np.bincount((keys & keys.dtype.type(255)).astype(np.uint8), minlength=256)
+    halved = width - front >= 16 and keys.size >= _FEW and entropy(last) < 7.99 * keys.size
     parts, rest = [], width
-    for size in plane_widths(width, front):
+    for size in plane_widths(width, front, halved):
         rest -= size
         plane = (keys >> keys.dtype.type(rest)) & keys.dtype.type((1 << size) - 1)
         plane = plane.astype(np.uint8 if size <= 8 else np.uint16)
+        if halved and size == 4:
+            plane, size = np.frombuffer(pack(plane, 4), dtype=np.uint8), 8
         counts = np.bincount(plane, minlength=1 << size)
-        parts.append(plan_run(partial(np.asarray, plane), counts, coder))
+        # A hundredth less is not worth a decoder's time on what is noise for the most part.
+        noise = plane.size >= _FEW and entropy(counts) > 0.99 * size * plane.size
+        parts.append(plan_run(partial(np.asarray, plane), counts, "raw" if noise else coder))
     return Coded(
         8 + sum(part.bits for part in parts),
-        lambda: bytes([front]) + b"".join(part.encode() for part in parts),
+        lambda: bytes([front | _HALVED * halved]) + b"".join(part.encode() for part in parts),
     )
 
 
@@ -70,18 +82,49 @@ class PlanesReader:
 
     def __init__(self, cursor: Cursor, count: int, kind: int, dtype: np.dtype[Any]) -> None:
         """Take the planes of `count` values from the cursor."""
-        width, front = 8 * dtype.itemsize, cursor.byte()
-        if not 8 <= front <= min(width, _WIDEST):
+        width, way = 8 * dtype.itemsize, cursor.byte()
+        front, halved = way & ~_HALVED, bool(way & _HALVED)
+        if not 8 <= front <= min(width, _WIDEST) or (halved and width - front < 16):
             raise FileError(f"a front plane of {front} bits is not possible for {dtype.name}")
-        self._kind, self._dtype = kind, np.dtype(f"u{dtype.itemsize}")
-        self._widths = plane_widths(width, front)
-        self._planes = [open_run(cursor, count, 1 << size) for size in self._widths]
+        self._kind, self._dtype = kind, np.dtype(f"<u{dtype.itemsize}")
+        self._widths = plane_widths(width, front, halved)
+        self._planes: list[SymbolReader] = []
+        for size in self._widths:
+            if halved and size == 4:
+                self._planes.append(_Halves(open_run(cursor, (count + 1) // 2, 256)))
+            else:
+                self._planes.append(open_run(cursor, count, 1 << size))
         self.coding = f"planes+{self._planes[0].coding}"
 
     def read(self, count: int) -> NDArray[Any]:
         """The next `count` patterns."""
-        keys = self._planes[0].read(count).astype(self._dtype)
-        for plane, size in zip(self._planes[1:], self._widths[1:], strict=True):
-            keys <<= self._dtype.type(size)
-            keys |= plane.read(count).astype(self._dtype, copy=False)
-        return from_keys(keys, self._kind)
+        keys = np.empty(count, dtype=self._dtype)
+        octets = keys.view(np.uint8).reshape(count, self._dtype.itemsize)
+        place, part, bits = octets.shape[1], np.zeros(count, dtype=np.uint16), 0
+        for plane, size in zip(self._planes, self._widths, strict=True):
+            symbols, bits = plane.read(count), bits + size
+            if size == bits == 8:  # a byte by itself goes straight to its place
+                place, bits = place - 1, 0
+                octets[:, place] = symbols
+                continue
+            part = (part << np.uint16(size)) | symbols.astype(np.uint16)
+            while bits >= 8 and bits % 8 == 0:
+                place, bits = place - 1, bits - 8
+                octets[:, place] = part >> np.uint16(bits)
+        return from_keys(keys.astype(self._dtype.newbyteorder("="), copy=False), self._kind)
+
+
+class _Halves:
+    """Yields values of four bits, two of which share a byte, the first in its lower half."""
+
+    def __init__(self, octets: SymbolReader) -> None:
+        self._octets, self.coding = octets, octets.coding
+        self._ready = np.zeros(0, dtype=np.uint8)
+
+    def read(self, count: int) -> NDArray[Any]:
+        octets = self._octets.read(max(count - self._ready.size + 1, 0) // 2).astype(np.uint8)
+        halves = np.stack([octets & np.uint8(15), octets >> np.uint8(4)], axis=1).reshape(-1)
+        if self._ready.size:
+            halves = np.concatenate([self._ready, halves])
+        self._ready = halves[count:]
+        return halves[:count]

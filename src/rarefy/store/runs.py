@@ -15,6 +15,7 @@ from rarefy.errors import FileError
 from rarefy.store import ans, frequencies, huffman
 from rarefy.store.bits import packed_bytes, trit_bytes, unpack, unpack_trits
 from rarefy.store.fields import BitReader, Cursor
+from rarefy.store.smooth import read_smooth
 from rarefy.store.text import TextReader
 
 CONSTANT, FIXED, TERNARY, HUFFMAN, ANS, GEOMETRIC, BERNOULLI, LZ = range(8)
@@ -69,7 +70,7 @@ def _open_coded(
         size = _below(bits.golomb(4), min(alphabet, frequencies.MOST_SYMBOLS + 1)) + 1
         _below(first + size - 1, alphabet)
         if form == HUFFMAN:
-            lengths = frequencies.read_smooth(bits, size)
+            lengths = read_smooth(bits, size)
             bits.close()
             if lengths.max() > huffman.LIMIT:
                 raise FileError(f"a Huffman code has words of {lengths.max()} bits")

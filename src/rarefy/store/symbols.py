@@ -27,6 +27,7 @@ from rarefy.store.runs import (
     LZ,
     TERNARY,
 )
+from rarefy.store.smooth import smooth
 from rarefy.store.text import compress
 
 CODERS = ("auto", "huffman", "ans", "raw")
@@ -153,13 +154,14 @@ def _ternary(first: int, total: int) -> Plan:
 
 def _huffman(counts: NDArray[np.int64], first: int) -> Plan:
     lengths = huffman.code_lengths(counts)
+    table = smooth(lengths.astype(np.int64))
 
     def head(writer: BitWriter) -> None:
         writer.golomb(first)
         writer.golomb(counts.size - 1, 4)
-        frequencies.write_smooth(writer, lengths)
+        table.write(writer)
 
-    bits = 16 + frequencies.smooth_bits(lengths) + 8 * huffman.encoded_bytes(counts, lengths)
+    bits = 16 + table.bits + 8 * huffman.encoded_bytes(counts, lengths)
     return Plan(HUFFMAN, bits, head, lambda symbols: huffman.encode(symbols - first, lengths))
 
 
