@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file is there whole, or the old one is still there."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,19 @@ def test_a_missing_folder_and_a_full_disk_are_told(tmp_path: Path) -> None:
     ):
         full.write(b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_pipes_and_folders_are_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(pipe)
+    for target, kind in ((pipe, "no regular file"), (link, "no regular file"), (tmp_path, "a fol")):
+        with (
+            pytest.raises(FileError, match=f"{target} can't be written: it is {kind}"),
+            replacing(target) as partial,
+        ):
+            partial.write_text("x")
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
