@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance suite that every method must pass, ours and yours.
-
-from rarefy.testing import check_step
-
-def test_my_method():
-    check_step(MyMethod(sparsity=0.5), model, task)
-"""
+"""The conformance suite that every method must pass, ours and yours: `check_step`."""
 
 import contextlib
 import copy
@@ -22,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from rarefy.compress import apply_step, check
-from rarefy.errors import RecipeError
-from rarefy.export.artefact import write_program
+from rarefy.errors import FileError, RecipeError
 from rarefy.export.onnx import export_onnx
 from rarefy.export.parity import check_parity
 from rarefy.forms.shadow import bake, forms_of
@@ -34,6 +27,7 @@ from rarefy.measure.quality import batches_of
 from rarefy.recipe import Recipe
 from rarefy.select import select
 from rarefy.step import Context, Step
+from rarefy.store.pack import pack
 from rarefy.task import Task, call, logits_of, tensors_of
 
 GROWTH = 1.02  # retrained float weights may code a little worse than the original's
@@ -71,6 +65,11 @@ class Subject:
         """The result that most checks look at; they copy it before they change it."""
         return self.apply()
 
+    @cached_property
+    def program(self) -> bytes:
+        """The exported result."""
+        return export_onnx(bake(copy.deepcopy(self.once)), self.task.example).SerializeToString()
+
     def outputs(self, model: nn.Module) -> list[Tensor]:
         """What a network gives on the task's example, in eval mode."""
         with torch.no_grad():
@@ -92,6 +91,10 @@ def check_step(step: Step, model: nn.Module, task: Task, *, seed: int = 0) -> No
     Raises:
         ConformanceError: naming the step, what it promised and what was found.
         RarefyError: the step can't be applied to this network and task at all.
+
+    Examples:
+        def test_my_method():
+            check_step(MyMethod(sparsity=0.5), model, task)
     """
     check(model, task, Recipe((step,)))
     subject = Subject(step, model, task, seed)
@@ -116,7 +119,7 @@ def survives_yaml(subject: Subject) -> str | None:
 
 def keeps_shape(subject: Subject) -> str | None:
     """The outputs have the shapes that they had."""
-    before = [tuple(t.shape) for t in subject.outputs(copy.deepcopy(subject.model))]
+    before = [tuple(t.shape) for t in subject.outputs(subject.teacher)]
     after = [tuple(t.shape) for t in subject.outputs(subject.once)]
     return None if before == after else f"outputs of shape {before} became {after}"
 
@@ -125,10 +128,8 @@ def is_deterministic(subject: Subject) -> str | None:
     """Two applications under one seed give the same tensors, whatever was drawn before."""
     torch.rand(7)
     (one, first), (two, second) = snapshot(subject.once), snapshot(subject.apply())
-    if one != two:
-        return "two runs under one seed gave different structures"
-    wrong = different(first, second)
-    return f"two runs under one seed differ in '{wrong}'" if wrong else None
+    wrong = different(first, second) or (None if one == two else "the structure")
+    return f"two runs under one seed differ in {wrong}" if wrong else None
 
 
 def spares_teacher(subject: Subject) -> str | None:
@@ -137,10 +138,8 @@ def spares_teacher(subject: Subject) -> str | None:
     if subject.once is subject.teacher:
         return "it returned the teacher"
     after, now = snapshot(subject.teacher)
-    if after != structure:
-        return "it changed the teacher's structure or mode"
-    wrong = different(tensors, now)
-    return f"it changed '{wrong}' of the teacher" if wrong else None
+    wrong = different(tensors, now) or ("the structure or mode" if after != structure else None)
+    return f"it changed {wrong} of the teacher" if wrong else None
 
 
 def spares_unselected(subject: Subject) -> str | None:
@@ -187,13 +186,14 @@ def trains_on(subject: Subject) -> str | None:
 def snapshots_exactly(subject: Subject) -> str | None:
     """The network comes back from a snapshot bit for bit, so that a stage can be resumed."""
     structure, tensors = snapshot(subject.once)
-    back = restore(copy.deepcopy(subject.model), json.loads(json.dumps(structure)), tensors)
+    try:
+        back = restore(copy.deepcopy(subject.model), json.loads(json.dumps(structure)), tensors)
+    except FileError as error:
+        return f"its stage can't be resumed: {error}"
     again, found = snapshot(back)
-    if again != structure:
-        return "a restored snapshot has another structure"
-    wrong = different(tensors, found)
+    wrong = different(tensors, found) or (None if again == structure else "the structure")
     if wrong:
-        return f"a restored snapshot differs in '{wrong}'"
+        return f"a restored snapshot differs in {wrong}"
     pairs = zip(subject.outputs(subject.once), subject.outputs(back), strict=True)
     return (
         None
@@ -207,8 +207,7 @@ def bakes_exactly(subject: Subject) -> str | None:
     before = subject.outputs(subject.once)
     after = subject.outputs(bake(copy.deepcopy(subject.once)))
     for a, b in zip(before, after, strict=True):
-        reach = float((a.max() - a.min()).clamp(min=1e-12)) if a.numel() else 1.0
-        off = float((a - b).abs().max()) / reach if a.numel() else 0.0
+        off = float((a - b).abs().max() / (a.max() - a.min()).clamp(min=1e-12))
         if off > ROUNDING:
             return f"baking moved an output by {off:.2g} of its range"
     return None
@@ -216,32 +215,32 @@ def bakes_exactly(subject: Subject) -> str | None:
 
 def exports_faithfully(subject: Subject) -> str | None:
     """The exported file computes in the runtime what the network computes."""
-    model = bake(copy.deepcopy(subject.once))
-    program = export_onnx(model, subject.task.example)
-    parity = check_parity(model, program, list(batches_of(subject.task, "calibration", 64)))
-    if parity.passed:
-        return None
-    return (
-        f"the exported file is off by {parity.max_relative:.2g} of the output's range "
-        f"(allowed {parity.tolerance:.2g}), first in '{parity.first_diverging_layer}'"
-    )
+    batches = list(batches_of(subject.task, "calibration", 64))
+    parity = check_parity(bake(copy.deepcopy(subject.once)), subject.program, batches)
+    where = f", first in '{parity.first_diverging_layer}'" if parity.first_diverging_layer else ""
+    off = f"{parity.max_relative:.2g} of the output's range, {parity.tolerance:.2g} allowed"
+    return None if parity.passed else f"the exported file is off by {off}{where}"
 
 
 def does_not_grow(subject: Subject) -> str | None:
     """The stored file is no larger than that of the network as it came."""
+    original = export_onnx(copy.deepcopy(subject.model), subject.task.example).SerializeToString()
     with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
         path = Path(folder) / "model.onnx"
-        before = write_program(copy.deepcopy(subject.model).eval(), subject.task, path)["rfy"]
-        after = write_program(bake(copy.deepcopy(subject.once)), subject.task, path)["rfy"]
-    grown = after > before * GROWTH
-    return f"the stored file grew from {before} to {after} bytes" if grown else None
+        path.write_bytes(original)
+        before = pack(path, path.with_suffix(".rfy"))
+        path.write_bytes(subject.program)
+        after = pack(path, path.with_suffix(".rfy"))
+    grown = f"the stored file grew from {before} to {after} bytes"
+    return grown if after > before * GROWTH else None
 
 
 def different(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    """The first name under which two collections differ in a bit, or None."""
-    if one.keys() != other.keys():
-        return min(one.keys() ^ other.keys())
-    return next((name for name in one if not torch.equal(one[name], other[name])), None)
+    """The first name, in quotes, under which two collections differ in a bit, or None."""
+    names = sorted(one.keys() ^ other.keys()) or (
+        n for n in one if not torch.equal(one[n], other[n])
+    )
+    return next((f"'{name}'" for name in names), None)
 
 
 PROMISES: tuple[Callable[[Subject], str | None], ...] = (

@@ -38,11 +38,23 @@ def sites(found: Placement) -> list[str]:
 
 
 def test_the_last_output_stays_float() -> None:
-    found = placed(lambda net, x: net.b(net.a(x)))
-    assert sites(found) == ["input#0", "a:conv2d#0"]
-    assert found.integer == ("a:conv2d#0", "b:conv2d#0")
-    assert found.feeds == (("a", "input#0"), ("b", "a:conv2d#0"))
-    assert found.float_ends == ("b",)
+    found = placed(lambda net, x: net.fc(net.a(x).mean((2, 3))))
+    assert sites(found) == ["input#0", "a:conv2d#0", ":mean#0"]
+    assert found.integer == ("a:conv2d#0", "fc:linear#0")
+    assert found.feeds == (("a", "input#0"), ("fc", ":mean#0"))
+    assert found.float_ends == ("fc",)
+
+
+def test_a_last_kernel_that_cannot_give_floats_stays_float() -> None:
+    for found in (
+        placed(lambda net, x: net.b(net.a(x))),
+        placed(lambda net, x: net.b(net.a(x)).relu()),
+        placed(lambda net, x: net.a(x) + x),
+    ):
+        assert sites(found) == ["input#0", "a:conv2d#0"]
+        assert found.integer == ("a:conv2d#0",)
+        assert found.feeds == (("a", "input#0"),)
+        assert found.float_ends == ()
 
 
 def test_one_quantiser_stands_behind_a_clip() -> None:
@@ -56,7 +68,8 @@ def test_a_clip_does_not_hide_what_others_read() -> None:
         y = net.a(x)
         return net.c(net.b(y.relu()) + y)
 
-    assert sites(placed(both)) == ["input#0", "a:conv2d#0", ":relu#0", "b:conv2d#0", ":add#0"]
+    expected = ["input#0", "a:conv2d#0", ":relu#0", "b:conv2d#0", ":add#0"]
+    assert sites(placed(both)) == expected
 
 
 def test_operators_in_place_make_new_values() -> None:
@@ -82,26 +95,29 @@ def test_what_only_moves_values_shares_their_scale() -> None:
 def test_padding_copies_in_floats_but_shares_the_scale() -> None:
     def padded(net: Net, x: Tensor, value: float = 0.0) -> Tensor:
         y = net.a(x).relu()[:, :, ::2]
-        return net.b(F.pad(y, (1, 1), value=value))
+        return net.fc(net.b(F.pad(y, (1, 1), value=value)).mean((2, 3)))
 
-    assert placed(padded).groups == (("input#0",), (":relu#0", ":pad#0"))
+    assert (":relu#0", ":pad#0") in placed(padded).groups
     ones = placed(lambda net, x: padded(net, x, 1.0))
-    assert ones.groups == (("input#0",), (":relu#0",), (":pad#0",))
+    assert ones.groups[1:3] == ((":relu#0",), (":pad#0",))
 
 
 def test_concatenation_shares_a_scale_with_inputs_that_it_alone_reads() -> None:
     def joined(net: Net, x: Tensor) -> Tensor:
         p, q = net.a(x), net.b(x)
-        return net.c(torch.cat([p, q], 1)[:, :4] + q)
+        return net.c(torch.cat([p, q], 1)[:, :4] + q).square()
 
     assert ("a:conv2d#0", ":cat#0", ":getitem#0") in placed(joined).groups
     assert ("b:conv2d#0",) in placed(joined).groups
 
 
 def test_concatenation_leaves_clipped_and_unclipped_inputs_apart() -> None:
-    found = placed(lambda net, x: net.c(torch.cat([net.a(x).relu(), net.b(x)], 1)[:, 2:6]))
+    def joined(net: Net, p: Tensor, q: Tensor) -> Tensor:
+        return net.c(torch.cat([p, q], 1)[:, 2:6]).square()
+
+    found = placed(lambda net, x: joined(net, net.a(x).relu(), net.b(x)))
     assert (":relu#0",) in found.groups
-    both = placed(lambda net, x: net.c(torch.cat([net.a(x).relu(), net.b(x).relu()], 1)[:, 2:6]))
+    both = placed(lambda net, x: joined(net, net.a(x).relu(), net.b(x).relu()))
     assert (":relu#0", ":relu#1", ":cat#0", ":getitem#0") in both.groups
 
 
@@ -127,23 +143,25 @@ def test_constants_and_integers_are_no_activations() -> None:
 
 
 def test_excluded_modules_stay_float() -> None:
-    found = placed(lambda net, x: net.c(net.b(net.a(x))), excluded=("b",))
-    assert sites(found) == ["input#0", "a:conv2d#0", "b:conv2d#0"]
+    found = placed(lambda net, x: net.c(net.b(net.a(x))).square(), excluded=("b",))
+    assert sites(found) == ["input#0", "a:conv2d#0", "b:conv2d#0", "c:conv2d#0"]
     assert found.integer == ("a:conv2d#0", "c:conv2d#0")
     alone = placed(lambda net, x: net.a(x) + net.a(x), excluded=("",))
     assert not any("add" in site for site in alone.integer)
 
 
 def test_a_layer_that_runs_twice_is_fed_twice() -> None:
-    found = placed(lambda net, x: net.a(net.a(x)))
+    found = placed(lambda net, x: net.a(net.a(x)).square())
     assert found.feeds == (("a", "input#0"), ("a", "a:conv2d#0"))
     assert found.float_ends == ()
+    norms = placed(lambda net, x: net.fc(net.fc(x.mean((2, 3))).repeat(1, 2)[:, :4]))
+    assert norms.float_ends == ()
 
 
 def test_results_that_cannot_be_watched_keep_their_readers_in_float() -> None:
-    found = placed(lambda net, x: net.b(torch.cat(net.a(x).chunk(2, 1), 1)))
+    found = placed(lambda net, x: net.b(torch.cat(net.a(x).chunk(2, 1), 1)).square())
     assert ":cat#0" not in found.integer
-    assert sites(found) == ["input#0", "a:conv2d#0", ":cat#0"]
+    assert sites(found) == ["input#0", "a:conv2d#0", ":cat#0", "b:conv2d#0"]
 
 
 def test_resnet20_runs_in_integers_but_for_padding_and_mean() -> None:

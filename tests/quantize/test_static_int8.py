@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_told(digits_task) -> None:
     broken = dataclasses.replace(
         digits_task, calibration=[torch.full((2, 1, 8, 8), torch.nan)], labelled=False
     )
-    layer = nn.Conv2d(1, 1, 3).eval()
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     with pytest.raises(ModelError, match="'input#0' gives NaN or infinity on calibration batch 1"):
         StaticInt8().apply(layer, context_of(broken, layer))
     with pytest.raises(RecipeError, match="bits=9 is not allowed"):

@@ -3,11 +3,13 @@
 
 A snapshot names for every module its class, its plain attributes and its tensors. It is restored onto the
 network that the user hands over again, so his own classes are never imported from a file: a module of a
-changed place must be one of torch's, of rarefy's, or of a class that the user's network holds already.
+changed place must be one of torch's, of rarefy's, or of a class that the user's network holds already, and a
+form one of rarefy's or of a module that is imported already.
 """
 
 import copy
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -199,7 +201,9 @@ def put_forms(
 
 
 def find_class(name: str, known: dict[str, type[nn.Module]]) -> type[nn.Module]:
-    """A class by its name, if it may be made.
+    """A class by its name, if it may be made: nothing is imported but torch's and rarefy's own.
+
+    A form that the user's own method defines is found where that method has been imported already.
 
     Raises:
         FileError: it may not.
@@ -207,15 +211,13 @@ def find_class(name: str, known: dict[str, type[nn.Module]]) -> type[nn.Module]:
     if name in known:
         return known[name]
     module, _, path = name.partition(":")
-    if not module.startswith(TRUSTED):
-        raise FileError(
-            f"the stage needs the class '{name}', which is not part of the network; start again"
-        )
-    found: Any = importlib.import_module(module)
+    trusted = module.startswith(TRUSTED)
+    found: Any = importlib.import_module(module) if trusted else sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module if trusted else Form)):
         raise FileError(
-            f"the stage names '{name}', which is no module; delete the cache and start again"
+            f"the stage needs the class '{name}', which is not part of the network; "
+            "delete the cache and start again"
         )
     return found

@@ -48,7 +48,7 @@ class PruneConnections(Step):
         layers, exclude: which layers, see `rarefy.select.select`.
     """
 
-    quality: Positive = 1.5
+    quality: Positive = 1.6
     qualities: dict[str, Annotated[float, Field(ge=0)]] | None = None
     rounds: Count = 4
     epochs: Annotated[int, Field(ge=0)] = 3

@@ -52,7 +52,9 @@ def place(
     kernels = [
         item
         for item in calls.calls
-        if item.module not in excluded and has_kernel(item, flow, quantised, runtime)
+        if item.module not in excluded
+        and has_kernel(item, flow, quantised, runtime)
+        and not only_leaves(item, flow, runtime)
     ]
     integer = {item.site for item in kernels}
     wanted: dict[Value, None] = {}
@@ -73,7 +75,8 @@ def place(
     ends = [
         item.module
         for item in weighted
-        if runs[item.module] == 1 and not ends_integer(item, flow, wanted, runtime)
+        if runs[item.module] == 1
+        and not any(value in wanted for value in made_by(item, flow, runtime))
     ]
     return Placement(grouped(sites, links), tuple(sorted(integer)), tuple(feeds), tuple(ends))
 
@@ -89,6 +92,22 @@ def has_kernel(item: Call, flow: Flow, quantised: Collection[str], runtime: Runt
     if kind(item) in runtime.pairwise:
         return len(active) == len(read) >= 2
     return kind(item) in runtime.single and len(read) == 1
+
+
+def only_leaves(item: Call, flow: Flow, runtime: Runtime) -> bool:
+    """Whether a kernel that can't give floats would have to, because nothing but the caller reads it."""
+    ends = made_by(item, flow, runtime)
+    return kind(item) not in runtime.float_output and all(
+        value.leaves and not value.readers for value in ends
+    )
+
+
+def made_by(item: Call, flow: Flow, runtime: Runtime) -> list[Value]:
+    """What a call gives, or what the clip gives that alone reads it."""
+    made = [value for value in flow.values if value.maker is item]
+    if made and vanishes(made[0], runtime):
+        made = [value for value in flow.values if value.maker is made[0].readers[0]]
+    return made
 
 
 def must_leave(value: Value, flow: Flow, integer: Collection[str], runtime: Runtime) -> bool:
@@ -110,14 +129,6 @@ def vanishes(value: Value, runtime: Runtime) -> bool:
     """Whether a value is only clipped, so that the quantiser stands behind the clip."""
     alone = len(value.readers) == 1 and not value.leaves
     return alone and kind(value.readers[0]) in runtime.clipping
-
-
-def ends_integer(item: Call, flow: Flow, wanted: Collection[Value], runtime: Runtime) -> bool:
-    """Whether a quantiser stands behind a call, or behind the clip that alone reads its result."""
-    made = [value for value in flow.values if value.maker is item]
-    if made and vanishes(made[0], runtime):
-        made = [value for value in flow.values if value.maker is made[0].readers[0]]
-    return any(value in wanted for value in made)
 
 
 def source_of(value: Value, flow: Flow) -> Value | None:

@@ -141,7 +141,7 @@ class StaticInt8(Step):
         range: how ranges of activations are chosen: ``"mse"`` (least squared error), ``"minmax"``,
             ``"percentile"`` or ``"entropy"`` (least divergence).
         percentile: share of the values inside the range, in percent; for ``"percentile"`` only.
-        weight_range: of weights: ``"minmax"``, or ``"mse"``, which serves few bits.
+        weight_range: of weights: ``"minmax"``, or ``"mse"``, which clips the largest and pays with 2 bits.
         examples: at most so many calibration examples are seen.
         layers: which layers, see `rarefy.select.select`.
         exclude: layers that stay float, and modules whose own calls do; ``"first"``, ``"last"``.
