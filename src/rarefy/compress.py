@@ -113,10 +113,10 @@ def run_recipe(
     labels = names or (type(model).__name__, task.name)
     head = {"rarefy": rarefy.__version__, "model": labels[0], "task": labels[1], "seed": seed}
     document, met = {**head, **document}, True
+    artefact.seal(document, recipe.to_yaml())
     if budget is not None:
         document["budget"] = judge(budget, document["stages"])
         met = document["budget"]["met"]
-    artefact.seal(document, recipe.to_yaml())
     return Result(last, document, recipe, artefact, met, workspace=workspace)
 
 
