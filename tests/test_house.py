@@ -33,7 +33,7 @@ PACKAGE = HOME / "src" / "rarefy"
 FLOORS = {
     7: {"cli", "__main__"},
     6: {"search", "report", "testing"},
-    5: {"recipe", "compress", "systems"},
+    5: {"recipe", "outline", "compress", "systems"},
     4: {"methods"},
     3: {"prune", "quantize", "factorize", "distill", "substitute", "adapt", "synthesize"},
     2: {"loops", "measure", "export", "store", "zoo"},

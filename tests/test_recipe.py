@@ -77,6 +77,10 @@ def test_methods_are_listed_under_their_own_key(name: str) -> None:
             "r.yaml:5: prune-weights: sparsity=1.5 is not allowed: input should be less than",
         ),
         ("steps:\n  - prune-weights: {sparsity: many}", "r.yaml:2: prune-weights: sparsity='many'"),
+        (
+            "steps:\n  - finetune: {epochs: 2}\n  - distill:\n      precision: no\n",
+            'r.yaml:4: distill: YAML reads precision: no as False; put quotes around it: precision: "no"',
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_name_line_field_and_way_out(text: str, complaint: str) -> None:
@@ -85,6 +89,24 @@ def test_mistakes_name_line_field_and_way_out(text: str, complaint: str) -> None
     message = str(caught.value)
     assert message.startswith(complaint)
     assert "\n" not in message
+
+
+def test_what_needs_quotes_is_written_with_quotes() -> None:
+    step = PruneWeights(sparsity=0.5, granularity="2:4")
+    text = Recipe((step, Distill(precision="no"))).to_yaml()
+    assert "'2:4'" in text
+    assert Recipe.from_yaml(text).steps[0] == step
+    quoted = (
+        'steps: [prune-weights: {sparsity: 0.5, granularity: "2:4"}, distill: {precision: "no"}]'
+    )
+    assert Recipe.from_yaml(quoted).steps == (step, Distill(precision="no"))
+
+
+def test_files_that_hold_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(RecipeError, match="r.yaml' can't be read as text"):
+        load_recipe(path)
 
 
 def test_yaml_can_make_no_objects() -> None:
@@ -125,10 +147,17 @@ def test_recipes_by_name_and_by_file(tmp_path: Path) -> None:
         recipe_text("nowhere.yaml")
 
 
-def test_names_are_checked_without_torch() -> None:
+def test_names_are_checked_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("steps: [finetune, finetun]")
     code = (
-        "import sys; from rarefy.recipe import recipe_text; recipe_text('int8'); "
-        "from rarefy.systems.catalogue import systems; "
-        "assert systems() and 'torch' not in sys.modules"
+        "import sys; from rarefy.recipe import recipe_text; recipe_text('int8')\n"
+        "from rarefy.systems.catalogue import systems\n"
+        "from rarefy.errors import RecipeError\n"
+        "assert systems()\n"
+        "try: recipe_text(sys.argv[1])\n"
+        "except RecipeError as error: assert 'finetune' in str(error)\n"
+        "else: raise AssertionError\n"
+        "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)

@@ -132,3 +132,17 @@ def test_move_keeps_structure() -> None:
     assert moved["a"][1] == 3
     assert isinstance(moved["b"], list)
     assert [t.shape[0] for t in tensors_of(held)] == [1, 2]
+
+
+@pytest.mark.parametrize("judge", [correct, cross_entropy])
+def test_labels_without_an_output_are_told(judge: Any) -> None:
+    with pytest.raises(TaskError, match="label 2 does not fit a network with 2 outputs"):
+        judge(torch.zeros(3, 2), torch.tensor([0, 2, 1]))
+    with pytest.raises(TaskError, match="labels are of type list"):
+        judge(torch.zeros(2, 2), ["a", "b"])
+    assert judge(torch.zeros(3, 2, 4), torch.ones(3, 4).long()).isfinite().all()
+
+
+def test_an_example_without_tensors_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"'toy' has no tensor in its example but NoneType"):
+        Task("toy", None, train=loader())  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a user can get wrong ends in one of these, in one sentence with the way out."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -42,3 +43,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     known = sorted(names)
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def described(error: BaseException, file: str | None = None) -> str:
+    """A foreign exception in one line: its kind, its text and, if `file` was running, the line there.
+
+    Examples:
+        >>> described(ValueError("two\\nlines"))
+        'ValueError: two lines'
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else f"{text[:199]}…"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == file]  # fmt: skip
+    place = f" ({file}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

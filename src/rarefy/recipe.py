@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from rarefy.errors import RecipeError, nearest
+from rarefy.errors import RecipeError, described, nearest
 from rarefy.methods import METHODS
+from rarefy.outline import check_method, name_and_fields, read_outline, steps_node
 from rarefy.systems.catalogue import find_system
 
 if TYPE_CHECKING:
     from rarefy.step import Step
     from rarefy.task import Task
-
-CODERS = ("auto", "huffman", "ans", "raw")
-HEADER = ("id", "title", "group", "paper", "year", "claim", "coder", "steps")
 
 
 @dataclass(frozen=True)
@@ -56,36 +54,12 @@ class Recipe:
         Raises:
             RecipeError: with source and line, the step, the field and what is allowed.
         """
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            data = loader.construct_document(node) if node is not None else None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            raise RecipeError(
-                f"{source}{line}: this is no YAML: {getattr(error, 'problem', error)}"
-            ) from None
-        finally:
-            loader.dispose()
-        if node is None or not isinstance(data, dict) or not isinstance(data.get("steps"), list):
-            raise RecipeError(f"{source}: a recipe is a mapping with a list 'steps'")
-        lines = {key.value: (key, value) for key, value in node.value}
-        for key in data:
-            if key not in HEADER:
-                line = lines[key][0].start_mark.line + 1
-                raise RecipeError(
-                    f"{source}:{line}: a recipe has no field '{key}'{nearest(str(key), HEADER)}"
-                )
-        coder = data.get("coder", "auto")
-        if coder not in CODERS:
-            line = lines["coder"][0].start_mark.line + 1
-            raise RecipeError(f"{source}:{line}: coder '{coder}'{nearest(str(coder), CODERS)}")
-        nodes = lines["steps"][1].value
+        data, node = read_outline(text, source)
+        nodes = steps_node(node).value
         steps = tuple(
             read_step(item, at, source) for item, at in zip(data["steps"], nodes, strict=True)
         )
-        return cls(steps, coder, str(data.get("id", Path(source).stem)))
+        return cls(steps, data.get("coder", "auto"), str(data.get("id", Path(source).stem)))
 
     def check(self, task: "Task") -> None:
         """Refuses a recipe whose needs the task does not meet, before anything runs.
@@ -136,23 +110,18 @@ def read_step(item: Any, node: yaml.Node, source: str) -> "Step":
     from rarefy.step import checked
 
     where = f"{source}:{node.start_mark.line + 1}: "
-    if isinstance(item, str):
-        item = {item: {}}
-    if not isinstance(item, dict) or len(item) != 1:
-        raise RecipeError(f"{where}a step is a name, or one name with its fields")
-    ((name, values),) = item.items()
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}the fields of {name} are no mapping but {values!r}")
-    cls = method(str(name), where)
+    name, values = name_and_fields(item, where)
+    cls = method(name, where)
     if isinstance(node, yaml.MappingNode) and isinstance(node.value[0][1], yaml.MappingNode):
-        for key, _ in node.value[0][1].value:
+        for key, value in node.value[0][1].value:
             line = f"{source}:{key.start_mark.line + 1}: "
-            check_field(cls, key.value, values, line)
+            check_field(cls, key.value, values, line, value)
     return cls(**checked(cls, values, where))
 
 
-def check_field(cls: "type[Step]", name: str, values: dict[str, Any], where: str) -> None:
+def check_field(
+    cls: "type[Step]", name: str, values: dict[str, Any], where: str, node: yaml.Node
+) -> None:
     """Checks one field alone, so that a complaint carries the field's own line."""
     from pydantic import ValidationError
 
@@ -160,13 +129,26 @@ def check_field(cls: "type[Step]", name: str, values: dict[str, Any], where: str
 
     fields = schema(cls).model_fields
     if name not in fields:
-        raise RecipeError(f"{where}{cls.key()} has no field '{name}'{nearest(name, fields)}")
-    try:
-        schema(cls).__pydantic_validator__.validate_assignment(
-            schema(cls).model_construct(), name, values[name]
+        raise RecipeError(f"{where}{cls.key()} has no field {name!r}{nearest(name, fields)}")
+
+    def refused(value: Any) -> ValidationError | None:
+        try:
+            blank = schema(cls).model_construct()
+            schema(cls).__pydantic_validator__.validate_assignment(blank, name, value)
+        except ValidationError as error:
+            return error
+        return None
+
+    error = refused(values[name])
+    if error is None:
+        return
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if text and not isinstance(values[name], str) and not refused(text):
+        raise RecipeError(
+            f"{where}{cls.key()}: YAML reads {name}: {text} as {values[name]!r}; put quotes around "
+            f'it: {name}: "{text}"'
         )
-    except ValidationError as error:
-        raise RecipeError(f"{where}{explain(cls, error)}") from None
+    raise RecipeError(f"{where}{explain(cls, error)}")
 
 
 def method(name: str, where: str = "") -> "type[Step]":
@@ -175,8 +157,7 @@ def method(name: str, where: str = "") -> "type[Step]":
     Raises:
         RecipeError: there is none, with the nearest name.
     """
-    if name not in METHODS:
-        raise RecipeError(f"{where}there is no method '{name}'{nearest(name, METHODS)}")
+    check_method(name, where)
     module, _, attribute = METHODS[name][0].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -198,10 +179,19 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def recipe_text(name: str | Path) -> str:
-    """The YAML of a system or file; checked without importing torch."""
+    """The YAML of a system or file, its outline and the names of its methods checked; needs no torch.
+
+    Raises:
+        RecipeError: neither exists, the file is no text, or the outline is wrong.
+    """
     path = Path(name)
-    if re.search(r"\.ya?ml$", str(name)) or path.is_file():
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file '{name}'")
-        return path.read_text(encoding="utf-8")
-    return find_system(str(name)).text
+    if not re.search(r"\.ya?ml$", str(name)) and not path.is_file():
+        return find_system(str(name)).text
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe file '{name}'")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"'{name}' can't be read as text ({described(error)})") from None
+    read_outline(text, str(name))
+    return text

@@ -47,9 +47,32 @@ def logits_of(outputs: Any) -> Tensor:
     return logits_of(first)
 
 
+def check_labels(logits: Tensor, targets: Any) -> None:
+    """Refuses labels that are no tensor, or for which there is no output.
+
+    Args:
+        logits: (B, classes, ...).
+        targets: (B, ...) class indices.
+
+    Raises:
+        TaskError: says which label, and how many outputs there are.
+    """
+    if not isinstance(targets, Tensor):
+        raise TaskError(
+            f"labels are of type {type(targets).__name__}; yield (inputs, tensor of class indices)"
+        )
+    largest = int(targets.max()) if targets.numel() and not targets.is_floating_point() else -1
+    if logits.dim() > 1 and largest >= logits.shape[1]:
+        raise TaskError(
+            f"label {largest} does not fit a network with {logits.shape[1]} outputs, which knows labels "
+            f"0 to {logits.shape[1] - 1}; build it with {largest + 1} classes or count labels from 0"
+        )
+
+
 def correct(outputs: Any, targets: Tensor) -> Tensor:
     """1.0 where the largest logit (last axis of a 2-d output, axis 1 otherwise) is the target."""
     logits = logits_of(outputs)
+    check_labels(logits, targets)
     hits = (logits.argmax(1) == targets).float()
     return hits.flatten(1).mean(1) if hits.dim() > 1 else hits
 
@@ -64,7 +87,12 @@ def same_answer(outputs: Any, reference: Any) -> Tensor:
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """Mean cross-entropy between logits and class indices."""
-    return F.cross_entropy(logits_of(outputs), targets)
+    logits = logits_of(outputs)
+    try:
+        return F.cross_entropy(logits, targets)
+    except (IndexError, TypeError):  # asked only then: the largest label costs a GPU a wait
+        check_labels(logits, targets)
+        raise
 
 
 accuracy = Metric("accuracy", correct)
@@ -117,6 +145,11 @@ class Task:
             object.__setattr__(self, "test", self.validation)
         if not self.labelled:
             object.__setattr__(self, "metric", agreement)
+        if not tensors_of(self.example):
+            raise TaskError(
+                f"task '{self.name}' has no tensor in its example but {type(self.example).__name__}; "
+                "give Task(example=inputs of one small batch)"
+            )
         for role in ("train", "validation", "test", "calibration"):
             batches = getattr(self, role)
             if isinstance(batches, Sized) and len(batches) == 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rarefy.errors import ModelError, nearest
+from rarefy.errors import ModelError, RarefyError, described, nearest
 from rarefy.zoo.tensors import load_weights
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
     from torch import nn
 
     if not isinstance(model, nn.Module):
-        raise ModelError(f"'{spec}' gave a {type(model).__name__}, not a torch.nn.Module")
+        raise ModelError(
+            f"'{spec}' returned a value of type {type(model).__name__}; return a torch.nn.Module"
+        )
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
@@ -197,12 +199,20 @@ def import_callable(spec: str) -> Callable[[], Any]:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         loader.loader.exec_module(module)
+    except RarefyError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"'{file}' can't be imported: {described(error, file)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     found = getattr(module, name, None)
     if not callable(found):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ModelError(f"'{file}' has no callable '{name}'{nearest(name, public)}")
+        own = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", None) == module.__name__
+        ]
+        raise ModelError(f"'{file}' has no callable '{name}'{nearest(name, own)}")
     required = [
         p.name
         for p in inspect.signature(found).parameters.values()
@@ -211,11 +221,22 @@ def import_callable(spec: str) -> Callable[[], Any]:
     ]
     if required:
         raise ModelError(
-            f"'{spec}' asks for {', '.join(required)}; rarefy calls it without arguments"
+            f"'{spec}' asks for arguments ({', '.join(required)}); rarefy calls it without any"
         )
     return found
 
 
 def from_python(spec: str) -> Any:
-    """Whatever the user's callable returns."""
-    return import_callable(spec)()
+    """Whatever the user's callable returns.
+
+    Raises:
+        ModelError: it raised; the text says what, and in which line of the user's file.
+    """
+    build = import_callable(spec)
+    try:
+        return build()
+    except RarefyError:
+        raise
+    except Exception as error:
+        file = spec.rpartition(":")[0]
+        raise ModelError(f"'{spec}' failed with {described(error, file)}") from error

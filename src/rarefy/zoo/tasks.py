@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rarefy.errors import TaskError, nearest
+from rarefy.errors import TaskError, described, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,17 +90,20 @@ def check_fit(model: "nn.Module", task: "Task") -> None:
     try:
         with torch.no_grad():
             outputs = call(model.eval(), move(task.example, device))
-    except (RuntimeError, ValueError, TypeError) as error:
-        first = str(error).splitlines()[0]
+        shape = tuple(logits_of(outputs).shape) if task.labelled else ()
+    except Exception as error:  # of the user's network, whatever it is
         raise TaskError(
-            f"the network does not run on task '{task.name}' (inputs {shapes}): {first}"
-        ) from None
+            f"the network does not run on task '{task.name}' (inputs {shapes}): {described(error)}"
+        ) from error
     finally:
         model.train(was)
-    if task.classes and task.labelled and logits_of(outputs).shape[1] < len(task.classes):
+    if not task.classes or not task.labelled:
+        return
+    wanted, found = len(task.classes), shape[1] if len(shape) > 1 else 0
+    if found < wanted:
         raise TaskError(
-            f"task '{task.name}' has {len(task.classes)} classes but the network has "
-            f"{logits_of(outputs).shape[1]} outputs; build it with classes={len(task.classes)}"
+            f"task '{task.name}' has {wanted} classes but the network has {found} outputs "
+            f"(shape {shape}); build it with classes={wanted}"
         )
 
 
@@ -112,13 +115,20 @@ def shapes_of(task: "Task") -> str:
 
 
 def from_python(spec: str) -> "Task":
-    """The task that the user's callable returns."""
-    from rarefy.task import Task
-    from rarefy.zoo.models import import_callable
+    """The task that the user's callable returns.
 
-    task = import_callable(spec)()
+    Raises:
+        ModelError: the file or the callable failed.
+        TaskError: it returned something else.
+    """
+    from rarefy.task import Task
+    from rarefy.zoo.models import from_python as result_of
+
+    task = result_of(spec)
     if not isinstance(task, Task):
-        raise TaskError(f"'{spec}' gave a {type(task).__name__}, not a rarefy.Task")
+        raise TaskError(
+            f"'{spec}' returned a value of type {type(task).__name__}; return a rarefy.Task"
+        )
     return task
 
 
@@ -155,12 +165,10 @@ def random_images(source: str = "") -> "Task":
 
     from rarefy.task import Task
 
-    try:
-        shape = tuple(int(part) for part in (source or "3x224x224").lower().split("x"))
-    except ValueError:
-        raise TaskError(
-            f"random-images:{source} is no shape; write random-images:3x224x224"
-        ) from None
+    parts = (source or "3x224x224").lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise TaskError(f"random-images:{source} is no shape; write random-images:3x224x224")
+    shape = tuple(int(part) for part in parts)
     x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     batches = DataLoader(TensorDataset(x), batch_size=4)
     return Task(
