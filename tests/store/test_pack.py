@@ -230,6 +230,16 @@ def test_files_that_can_not_be_packed_are_told(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
+def test_a_file_cut_anywhere_is_told(tmp_path: Path) -> None:
+    whole = plain_model().SerializeToString()
+    path = tmp_path / "a.onnx"
+    for size in (*range(0, len(whole), 20_011), *range(len(whole) - 12, len(whole))):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FileError, match=r"a\.onnx is no readable ONNX file"):
+            pack(path, tmp_path / "a.rfy")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_files_that_hold_something_else_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.rfy"
     write(path, {"x": np.zeros(3)})

@@ -143,9 +143,12 @@ def _load(path: Path) -> Any:
     import onnx
 
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except (OSError, ValueError, _decode_error(), onnx.checker.ValidationError) as error:
         raise FileError(f"{path} is no readable ONNX file: {error}") from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise FileError(f"{path} is no readable ONNX file: it is empty or cut short")
+    return model
 
 
 def _model(archive: Archive) -> Any:
