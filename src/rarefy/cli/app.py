@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line; torch is imported only when a network is really needed."""
 
-import errno
 import sys
 from typing import Annotated, Any
 
 import typer
 
 import rarefy
-from rarefy.cli.arguments import say
+from rarefy.cli.failures import WRONG, hang_up, report
 from rarefy.cli.files import info, methods, pack, systems, systems_show, unpack
 from rarefy.cli.networks import compress, export, measure, sensitivity, train
-from rarefy.errors import RarefyError
 
 app = typer.Typer(
     name="rarefy",
     help="Makes a trained network small: prune, share, quantise, distil, code, measure, export.",
-    no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -30,54 +26,71 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    invoke_without_command=True,
+    epilog="Begin with: rarefy train zoo:digits-net digits --out digits.safetensors",
+)
 def root(
+    context: typer.Context,
     show: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Makes a trained network small: prune, share, quantise, distil, code, measure, export."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-for command in (train, compress, measure, sensitivity, export, pack, unpack, info, methods):
-    app.command()(command)
+EXAMPLES: dict[Any, str] = {
+    train: "zoo:lenet5 mnist:mnist.npz --out lenet5.safetensors",
+    compress: "zoo:lenet5 mnist:mnist.npz --weights lenet5.safetensors --recipe deep-compression --out out",
+    measure: "out/model.rfy mnist:mnist.npz --json",
+    sensitivity: "zoo:lenet5 mnist:mnist.npz --weights lenet5.safetensors --out out",
+    export: "my_model.py:model my_model.py:task --out out",
+    pack: "lenet5.safetensors --out lenet5.rfy",
+    unpack: "lenet5.rfy --out lenet5.safetensors",
+    info: "out/model.rfy",
+    methods: "--json",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: rarefy {command.__name__} {example}")(command)
 systems_app = typer.Typer(
     help="Published systems that run as recipes.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
-systems_app.callback()(systems)
-systems_app.command("show")(systems_show)
+systems_app.callback(epilog="Example: rarefy systems show deep-compression > my.yaml")(systems)
+systems_app.command("show", epilog="Example: rarefy systems show kd > my.yaml")(systems_show)
 app.add_typer(systems_app, name="systems")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; bad input ends in one sentence on stderr and exit code 2."""
-    usage_error: Any = typer.BadParameter.__mro__[
-        2
-    ]  # ClickException, of click or of typer's own copy
-    code: Any = 2
+    """Runs a command; bad input ends in one sentence on stderr and exit code 2.
+
+    Environment:
+        RAREFY_TRACEBACK: if set, the traceback comes before the sentence.
+        RAREFY_QUIET: if set, no progress is shown.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a sign is no reason to fail
+            stream.reconfigure(errors="replace")
+    usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, of click or of typer's copy
+    code: Any = WRONG
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except typer.Exit as stop:
         code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        say("rarefy: interrupted; run the same command again to go on after the last finished step")
-        code = 130
+    except typer.Abort:
+        code = report(KeyboardInterrupt())
     except usage_error as error:
-        say(f"rarefy: {error.format_message()}")
-    except RarefyError as error:
-        say(f"rarefy: {error}")
-    except OSError as error:
-        say(f"rarefy: {disk(error)}")
+        print(f"rarefy: {' '.join(error.format_message().split())}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        hang_up()
+        code = 0
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def disk(error: OSError) -> str:
-    """What went wrong with a file, in a sentence."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and run the same command again"
-    return f"{error.filename or 'a file'}: {error.strerror or error}"
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from rarefy.cli.arguments import Json
+from rarefy.cli.arguments import Json, complete_system
 
 
 def pack(
-    file: Annotated[Path, typer.Argument(help="A .onnx or .safetensors file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .onnx or .safetensors file.")],
     out: Annotated[Path, typer.Option(help="The .rfy file to write.")],
 ) -> None:
     """Code a file of weights as small as possible, bit-exactly."""
@@ -24,7 +24,7 @@ def pack(
 
 
 def unpack(
-    file: Annotated[Path, typer.Argument(help="A .rfy file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .rfy file.")],
     out: Annotated[Path, typer.Option(help="The .onnx or .safetensors file to write.")],
 ) -> None:
     """Decode a .rfy file to what it was packed from."""
@@ -34,7 +34,9 @@ def unpack(
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 
-def info(file: Annotated[Path, typer.Argument(help="A .rfy file.")], json_: Json = False) -> None:
+def info(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .rfy file.")], json_: Json = False
+) -> None:
     """Show what a .rfy file holds."""
     from rarefy.report.terminal import show_archive
 
@@ -55,7 +57,11 @@ def systems(context: typer.Context, json_: Json = False) -> None:
     show_rows(rows, json_, columns=("id", "title", "group", "year"))
 
 
-def systems_show(id: Annotated[str, typer.Argument(help="Of a system.")]) -> None:
+def systems_show(
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="Of a system.", autocompletion=complete_system)
+    ],
+) -> None:
     """Print a system's recipe with its paper and claim."""
     from rarefy.systems.catalogue import find_system
 

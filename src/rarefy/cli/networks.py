@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from rarefy.cli.arguments import Json, Model, Runtime, Seed, TaskName, Weights, check_names, say
+from rarefy.cli.arguments import (
+    Json,
+    Measured,
+    Model,
+    RecipeName,
+    Runtime,
+    Seed,
+    TaskName,
+    Weights,
+    check_names,
+    say,
+)
+from rarefy.cli.outputs import STAGES, output_file, output_folder
 from rarefy.errors import RarefyError
 
 
@@ -23,6 +35,7 @@ def train(
 ) -> None:
     """Train a network from scratch and save its weights."""
     check_names(model, task)
+    output_file(out, ".safetensors")
     from rarefy.zoo.training import train_from_scratch
 
     report = train_from_scratch(model, task, out, epochs=epochs, rate=rate, seed=seed)
@@ -37,7 +50,7 @@ def compress(
     task: TaskName,
     out: Annotated[Path, typer.Option(help="Folder for model.onnx, model.rfy, report.html …")],
     weights: Weights = None,
-    recipe: Annotated[str | None, typer.Option(help="A system's id or a YAML file.")] = None,
+    recipe: RecipeName = None,
     budget: Annotated[str | None, typer.Option(help='Such as "size=1/8,metric_drop=0.01".')] = None,
     runtime: Runtime = "onnxruntime",
     seed: Seed = 0,
@@ -53,7 +66,8 @@ def compress(
     if recipe is not None:
         recipe_text(recipe)
     limits = Budget.parse(budget) if budget is not None else None
-    result = run_compression(model, task, weights, recipe, limits, seed, out)
+    with output_folder(out):
+        result = run_compression(model, task, weights, recipe, limits, seed, out)
     if json_:
         print(json.dumps(result.document, indent=1))
     else:
@@ -76,22 +90,23 @@ def run_compression(
     out: Path,
 ) -> Any:
     """Loads, compresses and saves; finished stages are kept in ``out/.stages`` for a resume."""
+    from rarefy.recipe import load_recipe
     from rarefy.search.compress import compress as run
     from rarefy.zoo.models import load_model
     from rarefy.zoo.tasks import load_task
 
+    chosen = load_recipe(recipe) if recipe is not None else None
     network = load_model(model, weights)
     data = load_task(task, network)
-    out.mkdir(parents=True, exist_ok=True)
     result = run(
-        network, data, recipe, budget=budget, seed=seed, cache=out / ".stages", names=(model, task)
+        network, data, chosen, budget=budget, seed=seed, cache=out / STAGES, names=(model, task)
     )
     result.save(out)
     return result
 
 
 def measure(
-    model: Annotated[str, typer.Argument(help="As for compress, or DIR, file.rfy, file.onnx.")],
+    model: Measured,
     task: TaskName,
     weights: Weights = None,
     runtime: Runtime = "onnxruntime",
@@ -121,8 +136,9 @@ def sensitivity(
     from rarefy.zoo.models import load_model
     from rarefy.zoo.tasks import load_task
 
-    network = load_model(model, weights)
-    print(f"plot: {write_sensitivity(network, load_task(task, network), out)}")
+    with output_folder(out):
+        network = load_model(model, weights)
+        print(f"plot: {write_sensitivity(network, load_task(task, network), out)}")
 
 
 def export(
@@ -136,4 +152,5 @@ def export(
     check_names(model, task, runtime)
     from rarefy.report.measured import export_network
 
-    print(export_network(model, task, weights, out))
+    with output_folder(out):
+        print(export_network(model, task, weights, out))
