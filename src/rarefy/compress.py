@@ -25,6 +25,7 @@ from rarefy.measure.quality import evaluate
 from rarefy.measure.verdict import judge
 from rarefy.recipe import Recipe
 from rarefy.step import Context, Step
+from rarefy.store.replacing import together
 from rarefy.store.stages import Stage, model_key, open_stage
 from rarefy.task import Task, call, move, tensors_of
 
@@ -61,12 +62,12 @@ class Result:
         return dataclasses.replace(self, writers=(*self.writers, *writers))
 
     def save(self, directory: str | Path) -> Path:
-        """Writes model.onnx, model.rfy, recipe.yaml, measurements.json and the report into a folder."""
-        folder = Path(directory)
-        self.artefact.copy_to(folder, self.recipe.to_yaml(), self.document)
-        for write in self.writers:
-            write(folder)
-        return folder
+        """Writes model.onnx, model.rfy, recipe.yaml, measurements.json and the report, or none of them."""
+        with together(directory) as made:
+            self.artefact.copy_to(made, self.recipe.to_yaml(), self.document)
+            for write in self.writers:
+                write(made)
+        return Path(directory)
 
 
 def run_recipe(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rarefy.errors import FileError
-from rarefy.store.replacing import replacing
+from rarefy.store.replacing import replacing, together
 
 
 def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -59,3 +59,24 @@ def test_devices_pipes_and_folders_are_never_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
     assert link.is_symlink()
     assert sorted(tmp_path.iterdir()) == [link, pipe]
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with together(out) as made:
+        (made / "a").write_text("1")
+        (made / "b").write_text("1")
+        assert list(out.iterdir()) == [made]
+    with pytest.raises(OSError, match="No space left"), together(out) as made:  # noqa: PT012
+        (made / "a").write_text("2")
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"a": "1", "b": "1"}
+
+
+def test_what_a_killed_process_left_is_not_moved(tmp_path: Path) -> None:
+    (tmp_path / ".saving").mkdir()
+    (tmp_path / ".saving" / "half").write_text("x")
+    with together(tmp_path) as made:
+        (made / "whole").write_text("y")
+    assert [p.name for p in tmp_path.iterdir()] == ["whole"]

@@ -2,6 +2,7 @@
 """Files that appear under their name only when they are complete."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,3 +34,28 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileError(f"{final} can't be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def together(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder inside `folder` to write files in; they move up when all of them are complete.
+
+    Raises:
+        OSError: the disk is full or the folder closed to us; what stood there before still does.
+
+    Examples:
+        >>> with together("out") as made:
+        ...     (made / "a").write_text("both")
+        ...     (made / "b").write_text("or none")
+    """
+    final = Path(folder)
+    made = final / ".saving"
+    final.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+    made.mkdir()
+    try:
+        yield made
+        for file in sorted(made.iterdir()):
+            os.replace(file, final / file.name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
