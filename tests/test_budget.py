@@ -7,35 +7,73 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rarefy.budget import Budget, quantity
+from rarefy.budget import Absolute, Budget, quantity
 from rarefy.errors import RecipeError
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("name", "text", "value"),
     [
-        ("1/8", 0.125),
-        ("12%", 0.12),
-        ("44kB", 44e3),
-        ("44 kB", 44e3),
-        ("1MiB", 2.0**20),
-        ("5ms", 5.0),
-        ("250us", 0.25),
-        ("1.5s", 1500.0),
-        ("3e6", 3e6),
-        ("2M", 2e6),
-        ("20J", 2e7),
-        ("1/3 MB", 1e6 / 3),
+        ("size", "1/8", 0.125),
+        ("size", "12%", 0.12),
+        ("size", "44kB", 44e3),
+        ("size", "44 kB", 44e3),
+        ("memory", "1MiB", 2.0**20),
+        ("latency", "5ms", 5.0),
+        ("latency", "250us", 0.25),
+        ("latency", "1.5s", 1500.0),
+        ("macs", "3e6", 3e6),
+        ("macs", "2M", 2e6),
+        ("energy", "20J", 2e7),
+        ("energy", "2mJ", 2e3),
+        ("size", "1/3 MB", 1e6 / 3),
+        ("metric_drop", "150%", 1.5),
     ],
 )
-def test_quantities(text: str, value: float) -> None:
-    assert quantity(text, "budget") == pytest.approx(value, rel=1e-12)
+def test_quantities(name: str, text: str, value: float) -> None:
+    found = quantity(text, "budget", name)
+    assert found == pytest.approx(value, rel=1e-12)
+    assert isinstance(found, Absolute) is (text[-1].isalpha())
 
 
-@pytest.mark.parametrize("text", ["", "small", "1/0", "3 apples", "--1", "1/2/3", "5msec"])
+@pytest.mark.parametrize(
+    "text", ["", "small", "1/0", "3e9e9", "1e999", "--1", "1/2/3", "nan", "inf"]
+)
 def test_what_is_no_quantity(text: str) -> None:
     with pytest.raises(RecipeError, match="is no quantity; write 1/8, 12%, 44kB or 5ms"):
         quantity(text, "budget")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("size=5ms", "'5ms' is no quantity of bytes; its units are b, kb"),
+        ("size=3 apples", "'3 apples' is no quantity of bytes"),
+        ("latency=5msec", "'5msec' is no quantity of milliseconds; its units are us, ms, s"),
+        ("latency=3kB", "'3kB' is no quantity of milliseconds"),
+        ("metric_drop=3kB", "'3kB' is no quantity of the metric; it has no unit"),
+        ("size=150%", "'150%' is more than the baseline; write a share below 100%"),
+        ("size=1/8, size=1/4", "'size' is limited twice"),
+    ],
+)
+def test_units_of_something_else_and_limits_given_twice(text: str, complaint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Budget.parse(text)
+    assert str(caught.value).startswith(f"budget '{text}': {complaint}")
+
+
+def test_a_number_with_a_unit_is_never_a_share() -> None:
+    budget = Budget.parse("latency=0.5ms,size=0.5,energy=1uJ")
+    assert budget.limit("latency", 4.0) == 0.5
+    assert budget.limit("energy", 4.0) == 1.0
+    assert budget.limit("size", 4.0) == 2.0
+    assert budget.limit("macs", 4.0) is None
+    assert repr(budget) != repr(Budget(latency=0.5, size=0.5, energy=1.0)), "told apart in a cache"
+    (latency, _, _) = sorted(
+        budget.verdicts({}, {"latency": 0.5, "size": 1.0, "energy": 1.0}, 0.0),
+        key=lambda v: v.name != "latency",
+    )
+    assert (latency.limit, latency.met) == (0.5, True)
 
 
 @given(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rarefy.budget import Budget
-from rarefy.search.limits import absolute
 from rarefy.task import Metric
 
 C = TypeVar("C")
@@ -50,7 +49,7 @@ class Goal:
     @classmethod
     def of(cls, budget: Budget, weights: int, baseline: float, metric: Metric) -> "Goal":
         """The goal that a budget sets for a network."""
-        size = absolute(budget, "size", weights)
+        size = budget.limit("size", weights)
         alone = size is None and budget.metric_drop is not None
         return cls(size, budget.metric_drop, weights, baseline, metric, alone)
 

@@ -26,12 +26,6 @@ UNITS = {"latency": " ms", "memory": " bytes", "energy": " µJ"}
 SEARCHED = ("size", "metric_drop")  # limits that a search can meet by its choices
 
 
-def absolute(budget: Budget, name: str, baseline: float) -> float | None:
-    """A limit in the unit of the cost; shares are of the baseline."""
-    limit: float | None = getattr(budget, name)
-    return limit * baseline if limit is not None and limit <= 1 else limit
-
-
 def limited(budget: Budget) -> set[str]:
     """The names of the limits that a budget sets, apart from those that a search can meet."""
     asked = {f.name for f in dataclasses.fields(budget) if getattr(budget, f.name) is not None}
@@ -98,7 +92,7 @@ def must_be_integer(
     """
     needed = False
     for name in sorted(limited(budget) & before.keys()):
-        limit, now = absolute(budget, name, before[name]), before[name]
+        limit, now = budget.limit(name, before[name]), before[name]
         if limit is None or now <= limit:
             continue
         best = integer[name] if integer is not None else now
