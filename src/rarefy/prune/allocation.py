@@ -7,26 +7,17 @@ or over all of them; among equal scores the lower index is kept.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from rarefy.prune.threshold import each, keep_most
+
 
 def keep_largest(scores: Tensor, keep: int) -> Tensor:
     """A mask of the `keep` largest scores, whatever the shape; ties go to the lower index."""
-    flat = scores.flatten()
-    pruned = flat.numel() - keep
-    if pruned <= 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    if keep <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    flat = flat if flat.dtype == torch.float64 else flat.float()
-    threshold = flat.kthvalue(pruned).values
-    mask = flat > threshold
-    tied = (flat == threshold).nonzero().flatten()
-    mask[tied[: keep - int(mask.sum())]] = True
-    return mask.view(scores.shape)
+    return keep_most([scores], keep)[0]
 
 
 def pruned_count(sparsity: float, total: int) -> int:
@@ -41,10 +32,8 @@ def local(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 
 def global_(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """One threshold over all layers together."""
-    joined = torch.cat([s.flatten() for s in scores])
-    mask = keep_largest(joined, joined.numel() - pruned_count(sparsity, joined.numel()))
-    parts = mask.split([s.numel() for s in scores])
-    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+    total = sum(s.numel() for s in scores)
+    return keep_most(scores, total - pruned_count(sparsity, total))
 
 
 def lamp_scores(scores: Tensor) -> Tensor:
@@ -53,19 +42,28 @@ def lamp_scores(scores: Tensor) -> Tensor:
     Compared over all layers they prune where the layer's output suffers least. Lee, Park, Mo, Ahn, Shin:
     Layer-adaptive sparsity for the Magnitude-based Pruning, 2021, arXiv 2010.07611, equation 4.
     """
-    squares = scores.flatten().double().clamp(min=0).square()
+    squares = scores.flatten().double().clamp(min=0).square_()
     ranked = squares.argsort(descending=True, stable=True)
-    from_top = squares[ranked].cumsum(0)
-    shares = squares[ranked] / torch.where(from_top > 0, from_top, torch.ones_like(from_top))
-    result = torch.empty_like(squares).index_put_((ranked,), shares).view(scores.shape)
-    return torch.where(scores < 0, -torch.ones_like(result), result)
+    shares = squares[ranked]
+    from_top = shares.cumsum(0)
+    shares /= from_top.masked_fill_(from_top <= 0, 1.0)
+    result = squares.index_put_((ranked,), shares).view(scores.shape)
+    return result.masked_fill_(scores < 0, -1.0)
 
 
 def normalised(scores: Tensor) -> Tensor:
     """Scores divided by their layer's norm, so that layers of another scale can be compared."""
-    alive = scores.double().clamp(min=0)
-    norm = alive.norm()
-    return torch.where(scores < 0, -torch.ones_like(alive), alive / norm if norm > 0 else alive)
+    return in_units(scores, norm(scores))
+
+
+def norm(scores: Tensor) -> float:
+    """The Euclidean norm of the scores that are not negative."""
+    return float(scores.double().clamp(min=0).norm())
+
+
+def in_units(scores: Tensor, unit: float) -> Tensor:
+    """Scores as float64 multiples of `unit`, as they are if it is 0; -1 stays for what is gone."""
+    return scores.double().div(unit or 1.0).masked_fill_(scores < 0, -1.0)
 
 
 def deviation(w: Tensor) -> float:
@@ -143,7 +141,7 @@ def allocate(
     Args:
         allocation: ``"local"``, ``"global"``, ``"lamp"``, ``"erk"``, ``"std"`` (scores in units of the
             layer's standard deviation, one factor for all layers) or ``"normalised"`` (by its norm).
-        scores: importance of the units of each layer.
+        scores: importance of the units of each layer; read layer by layer, several times.
         weights: the layers' weights; their shapes and deviations count, whatever the units are.
         sparsity: share of units to prune, in [0, 1].
     """
@@ -151,12 +149,10 @@ def allocate(
         return local(scores, sparsity)
     if allocation == "erk":
         return erk(scores, [w.shape for w in weights], sparsity)
-    rescale: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "global": lambda s, w: s,
-        "lamp": lambda s, w: lamp_scores(s),
-        "normalised": lambda s, w: normalised(s),
-        "std": lambda s, w: torch.where(s < 0, -1.0, s.double() / (deviation(w) or 1.0)),
-    }
-    return global_(
-        [rescale[allocation](s, w) for s, w in zip(scores, weights, strict=True)], sparsity
-    )
+    if allocation == "lamp":  # sorting is too dear to be done again and again
+        return global_([lamp_scores(s) for s in scores], sparsity)
+    if allocation == "global":
+        return global_(scores, sparsity)
+    if allocation == "std":
+        return global_(each(in_units, scores, [deviation(w) for w in weights]), sparsity)
+    return global_(each(in_units, scores, [norm(s) for s in scores]), sparsity)

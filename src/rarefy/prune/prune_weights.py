@@ -23,6 +23,7 @@ from rarefy.prune.granularity import PATTERN, n_of_m, parse, pool_blocks, spread
 from rarefy.prune.rounds import Rounds, prune_in_rounds
 from rarefy.prune.schedule import SCHEDULES
 from rarefy.prune.scores import BY_GRADIENT, magnitude, mean_scores
+from rarefy.prune.threshold import each
 from rarefy.select import Layer, select
 from rarefy.step import Context, Count, Fraction, OpenFraction, Patterns, Positive, Step
 
@@ -51,7 +52,7 @@ def choose_masks(
         return [n_of_m(s, kept, second) for s in scores]
     if kind == "element":
         return allocate(allocation, scores, weights, sparsity)
-    pooled = [pool_blocks(s, first, second) for s in scores]
+    pooled = each(lambda s: pool_blocks(s, first, second), scores)
     chosen = allocate(allocation, pooled, weights, sparsity)
     return [spread_blocks(k, first, second, w.shape) for k, w in zip(chosen, weights, strict=True)]
 
@@ -123,8 +124,8 @@ class PruneWeights(Step):
             masks: dict[Layer, Tensor] = {}
             for group, end in targets:
                 at = [chosen.index(layer) for layer in group]
-                weights = [layer.weight.detach() for layer in group]
-                part = [scores[i] for i in at]
+                weights = each(lambda layer: layer.weight.detach(), group)
+                part = each(scores.__getitem__, at)
                 share = grow(progress, end, 0.0)
                 found = choose_masks(part, weights, share, self.allocation, self.granularity)
                 masks.update(zip(group, found, strict=True))
@@ -147,17 +148,22 @@ class PruneWeights(Step):
             by_layer |= {layer: sparsity for layer in chosen if id(layer.module) in matching}
         return [([layer], by_layer[layer]) for layer in chosen if layer in by_layer]
 
-    def scores(self, model: nn.Module, chosen: list[Layer], context: Context) -> list[Tensor]:
+    def scores(self, model: nn.Module, chosen: list[Layer], context: Context) -> Sequence[Tensor]:
         """The importance of every weight; -1 for those that are pruned already."""
         broken = next((x for x in chosen if not bool(torch.isfinite(x.weight).all())), None)
         if broken is not None:
             raise ModelError(f"'{broken.name}' holds NaN or infinity; its weights can't be ranked")
+        found: Sequence[Tensor]
         if self.criterion == "magnitude":
-            found = [magnitude(layer.weight) for layer in chosen]
+            found = each(lambda layer: magnitude(layer.weight), chosen)
         else:
             batches = context.task.batches("train")
             slopes = batch_gradients(model, batches, chosen, context.task.loss)
-            weights = [layer.weight.detach() for layer in chosen]
+            weights = each(lambda layer: layer.weight.detach(), chosen)
             found = mean_scores(BY_GRADIENT[self.criterion], weights, slopes)
-        masks = [mask_of(layer.module, layer.tensor) for layer in chosen]
-        return [torch.where(k, s, -torch.ones_like(s)) for s, k in zip(found, masks, strict=True)]
+
+        def alive(score: Tensor, layer: Layer) -> Tensor:
+            gone = ~mask_of(layer.module, layer.tensor)
+            return score.masked_fill(gone, -1.0) if bool(gone.any()) else score
+
+        return each(alive, found, chosen)

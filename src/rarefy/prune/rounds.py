@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from rarefy.forms.mask import Mask, mask_of, set_mask
 from rarefy.forms.shadow import forms_of
-from rarefy.loops.modes import copy_state, put_state
+from rarefy.loops.modes import copy_state, named_state, put_state
 from rarefy.loops.optimise import Training
 from rarefy.loops.repair import part_seed, repair
 from rarefy.measure.quality import evaluate
@@ -161,8 +161,9 @@ def note(context: Context, rounds: Rounds, row: dict[str, Any], layers: Sequence
 def start_key(model: nn.Module, rounds: Rounds, seed: int) -> str:
     """What saved progress must agree with: settings, seed and the network at the start."""
     digest = hashlib.sha256(f"{rounds}|{part_seed(seed, rounds.label)}".encode())
-    for name, tensor in copy_state(model).items():
-        digest.update(f"{name}{tuple(tensor.shape)}{float(tensor.double().sum())}".encode())
+    for name, tensor in named_state(model):
+        total = float(tensor.detach().sum(dtype=torch.float64))
+        digest.update(f"{name}{tuple(tensor.shape)}{total}".encode())
     return digest.hexdigest()
 
 
