@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 
+_PIECE = 1 << 17  # values packed together; eight of them fill whole bytes
 _POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
 _TRITS = (np.arange(256)[:, None] // _POWERS_OF_THREE.astype(np.int64) % 3).astype(np.uint8)
 
@@ -44,7 +45,9 @@ def pack(values: NDArray[Any], width: int) -> bytes:
     whole, odd = divmod(width, 8)
     parts = [_byte_plane(values, plane).tobytes() for plane in range(whole)]
     if odd:
-        parts.append(_pack_odd(values.astype(np.uint64) >> np.uint64(8 * whole), odd))
+        upper = values.dtype.type(8 * whole)
+        for start in range(0, values.size, _PIECE):
+            parts.append(_pack_odd(values[start : start + _PIECE] >> upper, odd))
     return b"".join(parts)
 
 
@@ -115,7 +118,7 @@ def _byte_plane(values: NDArray[Any], plane: int) -> NDArray[np.uint8]:
     return contiguous.view(np.uint8)[values.dtype.itemsize - 1 - plane :: values.dtype.itemsize]
 
 
-def _pack_odd(values: NDArray[np.uint64], width: int) -> bytes:
+def _pack_odd(values: NDArray[Any], width: int) -> bytes:
     """Eight values of `width` < 8 bits into `width` bytes."""
     octets = np.zeros((values.size + 7) // 8 * 8, dtype=np.uint8)
     octets[: values.size] = values

@@ -20,7 +20,7 @@ from rarefy.store.fields import (
     read_increasing,
     write_increasing,
 )
-from rarefy.store.keys import FLOAT, distinct, from_keys, to_keys
+from rarefy.store.keys import FLOAT, PIECE, distinct, from_keys, to_keys
 from rarefy.store.runs import open_run
 
 MOST_LEVELS = 4096
@@ -60,7 +60,8 @@ def _search(pattern: NDArray[Any]) -> NDArray[Any] | None:
         return None
     rest = pattern
     while found.size <= MOST_LEVELS:
-        rest = rest[found.take(_places(found, rest)) != rest]
+        pieces = [rest[start : start + PIECE] for start in range(0, rest.size, PIECE)]
+        rest = np.concatenate([p[found.take(_places(found, p)) != p] for p in pieces])
         if not rest.size:
             return found
         found = distinct(np.concatenate([found, rest[:: 1 + rest.size // _SAMPLE]]))
@@ -75,7 +76,10 @@ def level_codes(pattern: NDArray[Any], levels: NDArray[Any], kind: int) -> NDArr
         table = np.zeros(1 << 8 * pattern.dtype.itemsize, dtype=small)
         table[values] = np.arange(levels.size)
         return table[pattern]
-    return _places(values, pattern).astype(small, copy=False)
+    codes = np.empty(pattern.size, dtype=small)
+    for start in range(0, pattern.size, PIECE):
+        codes[start : start + PIECE] = _places(values, pattern[start : start + PIECE])
+    return codes
 
 
 def _places(levels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:

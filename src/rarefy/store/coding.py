@@ -7,6 +7,8 @@ counter. Costs are computed from histograms; short tensors are coded in every wa
 the shortest is kept. The first byte names the coding; `decoding` reads it.
 """
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from numpy.typing import NDArray
 
 from rarefy.store.decoding import BACKGROUND, BITMAP, COLUMNS, DENSE, DIFFERENCES, GAPS, RAW
 from rarefy.store.fields import varint
-from rarefy.store.keys import is_counter, kind_of, patterns, real_of
+from rarefy.store.keys import PIECE, is_counter, kind_of, patterns, real_of
 from rarefy.store.positions import plan_bitmap, plan_gaps
 from rarefy.store.symbols import Coded
-from rarefy.store.values import Values, values_of
+from rarefy.store.values import Values, count_others, others, values_of
 
 _SHORT = 1 << 12
 _LEAST_SHARE = 0.3
@@ -30,12 +32,17 @@ def encode_tensor(array: NDArray[Any], coder: str = "auto") -> bytes:
         array: any shape, of a dtype in `keys.DTYPES`.
         coder: "auto", "huffman", "ans" (which entropy coder) or "raw" (the bytes as they are).
     """
+    return b"".join(encode_pieces(array, coder))
+
+
+def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
+    """What `encode_tensor` gives, in pieces that are made one after the other."""
     if not array.size:
-        return b""
+        return []
     pattern, kind, real = patterns(array), kind_of(array.dtype), real_of(array.dtype)
     raw = _joined(bytes([RAW]), _little(pattern))
     if coder == "raw":
-        return raw.encode()
+        return raw.pieces()
     values = values_of(pattern, kind, real)
     candidates = [raw, _dense(values, 0, coder)]
     rows = array.shape[0] if array.ndim > 1 else 1
@@ -44,19 +51,23 @@ def encode_tensor(array: NDArray[Any], coder: str = "auto") -> bytes:
         differences = np.diff(pattern, prepend=pattern.dtype.type(0))
         candidates.append(_dense(values_of(differences, kind, real), DIFFERENCES, coder))
     if array.size > _SHORT:
-        return min(candidates, key=lambda found: found.bits).encode()
-    return min((found.encode() for found in candidates), key=len)
+        return min(candidates, key=lambda found: found.bits).pieces()
+    return [min((found.encode() for found in candidates), key=len)]
 
 
 def _little(pattern: NDArray[Any]) -> Coded:
-    ordered = pattern.astype(pattern.dtype.newbyteorder("<"), copy=False)
-    return Coded(8 * pattern.nbytes, ordered.tobytes)
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, pattern.size, PIECE):
+            piece = pattern[start : start + PIECE]
+            yield piece.astype(piece.dtype.newbyteorder("<"), copy=False).tobytes()
+
+    return Coded(8 * pattern.nbytes, pieces)
 
 
 def _joined(head: bytes, *parts: Coded) -> Coded:
     return Coded(
         8 * len(head) + sum(part.bits for part in parts),
-        lambda: head + b"".join(part.encode() for part in parts),
+        lambda: chain([head], *(part.pieces() for part in parts)),
     )
 
 
@@ -69,9 +80,10 @@ def _sparse(values: Values, pattern: NDArray[Any], rows: int, coder: str) -> lis
 
     Positions are scanned row by row or column by column, whichever makes them cheaper.
     """
-    places = values.others()
-    if not _LEAST_SHARE * pattern.size <= pattern.size - places.size < pattern.size:
+    count = count_others(values, pattern.size)
+    if not _LEAST_SHARE * pattern.size <= pattern.size - count < pattern.size:
         return []
+    places = others(values, pattern.size, count)
     scans = [(places, places, 0)]
     if 1 < rows < pattern.size:
         scans.append((*_by_columns(places, rows, pattern.size // rows), COLUMNS))
@@ -86,12 +98,15 @@ def _sparse(values: Values, pattern: NDArray[Any], rows: int, coder: str) -> lis
     return [_joined(head + varint(places.size), positions, values.plan(order, coder))]
 
 
-def _by_columns(
-    places: NDArray[np.int64], rows: int, columns: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _by_columns(places: NDArray[Any], rows: int, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Places in a column-by-column scan, increasing, and the row-by-row place of each."""
     marks = np.zeros(rows * columns, dtype=bool)
     marks[places] = True
-    moved = np.flatnonzero(marks.reshape(rows, columns).T)
-    column, row = np.divmod(moved, rows)
-    return moved, row * columns + column
+    scanned = marks.reshape(rows, columns).T.reshape(-1)
+    moved, back, end = np.empty_like(places), np.empty_like(places), 0
+    for start in range(0, scanned.size, PIECE):
+        found = np.flatnonzero(scanned[start : start + PIECE]) + start
+        column, row = np.divmod(found, rows)
+        begin, end = end, end + found.size
+        moved[begin:end], back[begin:end] = found, row * columns + column
+    return moved, back

@@ -7,6 +7,7 @@ no noise, it is the end of it that counts (training adds small steps to larger n
 zeros at the end of smaller ones), so it is cut in halves and two values share a symbol.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from rarefy.errors import FileError
 from rarefy.store.bits import pack
 from rarefy.store.fields import Cursor
-from rarefy.store.keys import from_keys
+from rarefy.store.keys import PIECE, UNSIGNED, from_keys, histogram, to_keys
 from rarefy.store.runs import SymbolReader, open_run
 from rarefy.store.symbols import Coded, entropy, plan_run
 
@@ -37,41 +38,62 @@ def plane_widths(width: int, front: int, halved: bool = False) -> list[int]:
     return [*widths[:-1], 4, 4] if halved else widths
 
 
-def plan_planes(keys: NDArray[Any], coder: str) -> Coded:
-    """All planes of the keys, shape (n,), n > 0; the first byte tells how they are cut."""
-    width = 8 * keys.dtype.itemsize
-    front = _front_width(keys, width)
-    last = np.bincount((keys & keys.dtype.type(255)).astype(np.uint8), minlength=256)
-    halved = width - front >= 16 and keys.size >= _FEW and entropy(last) < 7.99 * keys.size
+def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Coded:
+    """All planes of the values' keys; the first byte tells how they are cut.
+
+    A plane is cut out when it is counted and again when it is written, so none is held in between.
+
+    Args:
+        pattern: shape (n,), n > 0, unsigned.
+        coder: as in `symbols`.
+        kind: as in `keys`.
+    """
+    width, size = 8 * pattern.dtype.itemsize, pattern.size
+    front = _front_width(pattern, kind)
+    last = histogram(_plane(pattern, kind, 0, 8), 256)
+    halved = width - front >= 16 and size >= _FEW and entropy(last) < 7.99 * size
     parts, rest = [], width
-    for size in plane_widths(width, front, halved):
-        rest -= size
-        plane = (keys >> keys.dtype.type(rest)) & keys.dtype.type((1 << size) - 1)
-        plane = plane.astype(np.uint8 if size <= 8 else np.uint16)
-        if halved and size == 4:
-            plane, size = np.frombuffer(pack(plane, 4), dtype=np.uint8), 8
-        counts = np.bincount(plane, minlength=1 << size)
+    for bits in plane_widths(width, front, halved):
+        rest -= bits
+        cut = partial(_plane, pattern, kind, rest, bits, halved and bits == 4)
+        plane, bits = cut(), 8 if halved and bits == 4 else bits
+        counts = histogram(plane, 1 << bits)
         # A hundredth less is not worth a decoder's time on what is noise for the most part.
-        noise = plane.size >= _FEW and entropy(counts) > 0.99 * size * plane.size
-        parts.append(plan_run(partial(np.asarray, plane), counts, "raw" if noise else coder))
-    return Coded(
-        8 + sum(part.bits for part in parts),
-        lambda: bytes([front | _HALVED * halved]) + b"".join(part.encode() for part in parts),
-    )
+        noise = plane.size >= _FEW and entropy(counts) > 0.99 * bits * plane.size
+        parts.append(plan_run(cut, counts, "raw" if noise else coder))
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes([front | _HALVED * halved])
+        for part in parts:
+            yield from part.pieces()
+
+    return Coded(8 + sum(part.bits for part in parts), pieces)
 
 
-def _front_width(keys: NDArray[Any], width: int) -> int:
+def _plane(
+    pattern: NDArray[Any], kind: int, rest: int, bits: int, paired: bool = False
+) -> NDArray[Any]:
+    """The bits of all keys that have `rest` more behind them; paired, two values share a byte."""
+    plane = np.empty(pattern.size, dtype=np.uint8 if bits <= 8 else np.uint16)
+    shift, mask = pattern.dtype.type(rest), pattern.dtype.type((1 << bits) - 1)
+    for start in range(0, pattern.size, PIECE):
+        keys = to_keys(pattern[start : start + PIECE], kind)
+        plane[start : start + PIECE] = (keys >> shift) & mask
+    return np.frombuffer(pack(plane, 4), dtype=np.uint8) if paired else plane
+
+
+def _front_width(pattern: NDArray[Any], kind: int) -> int:
     """Bits of the front plane: more follow the distribution closer but cost a longer table."""
+    width = 8 * pattern.dtype.itemsize
     if width == 8:
         return 8
-    top = (keys >> keys.dtype.type(width - _WIDEST)).astype(np.uint16)
-    counts = np.bincount(top, minlength=1 << _WIDEST)
+    counts = histogram(_plane(pattern, kind, width - _WIDEST, _WIDEST), 1 << _WIDEST)
 
     def bits(front: int) -> float:
         merged = counts.reshape(1 << front, -1).sum(axis=1)
-        return entropy(merged) + 3 * np.count_nonzero(merged) + (_WIDEST - front) * keys.size
+        return entropy(merged) + 3 * np.count_nonzero(merged) + (_WIDEST - front) * pattern.size
 
-    widest = 9 if keys.size < _FEW else _WIDEST
+    widest = 9 if pattern.size < _FEW else _WIDEST
     costs = {front: bits(front) for front in range(8, widest + 1)}
     # A table twice as long has to be worth its time.
     return next(front for front in costs if costs[front] <= 1.004 * min(costs.values()))

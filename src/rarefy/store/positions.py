@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.fields import Cursor, varint
+from rarefy.store.keys import histogram
 from rarefy.store.runs import BERNOULLI, GEOMETRIC, open_run
 from rarefy.store.symbols import Coded, entropy, plan_run
 
@@ -21,7 +22,7 @@ _CHUNK = 1 << 15
 _ESCAPES = (15, 63, 255, 1023, 4095)
 
 
-def plan_bitmap(places: NDArray[np.int64], size: int, coder: str) -> Coded:
+def plan_bitmap(places: NDArray[Any], size: int, coder: str) -> Coded:
     """Eight positions a symbol, lowest bit first.
 
     Args:
@@ -32,38 +33,46 @@ def plan_bitmap(places: NDArray[np.int64], size: int, coder: str) -> Coded:
     marks = np.zeros(size, dtype=np.uint8)
     marks[places] = 1
     octets = np.packbits(marks, bitorder="little")
-    counts = np.bincount(octets, minlength=256)
+    counts = histogram(octets, 256)
     return plan_run(lambda: octets, counts, coder, BERNOULLI)
 
 
-def plan_gaps(places: NDArray[np.int64], coder: str) -> Coded:
+def plan_gaps(places: NDArray[Any], coder: str) -> Coded:
     """The number of zeros in front of each non-zero; gaps above a limit escape by that limit.
 
     Symbols 0 … limit-1 are gaps; the symbol `limit` skips that many zeros and is followed by the
     rest of the gap.
     """
-    gaps = np.diff(places, prepend=-1) - 1
-    lengths, times = _histogram(gaps)
+    lengths, times = _histogram(_gaps(places))
     tables = [_escaped_counts(lengths, times, limit) for limit in _ESCAPES]
     counts = min(tables, key=lambda table: entropy(table) + 3 * np.count_nonzero(table))
     limit = counts.size - 1
 
     def symbols() -> NDArray[np.uint16]:
-        whole, rest = np.divmod(gaps, limit)
-        ends = np.cumsum(whole + 1) - 1
+        whole, rest = np.divmod(_gaps(places), limit)
+        whole += 1
+        ends = np.cumsum(whole)
+        ends -= 1
         out = np.full(int(ends[-1]) + 1, limit, dtype=np.uint16)
         out[ends] = rest
         return out
 
     head = varint(_ESCAPES.index(limit)) + varint(int(counts[limit]))
     run = plan_run(symbols, counts, coder, GEOMETRIC)
-    return Coded(8 * len(head) + run.bits, lambda: head + run.encode())
+    return Coded(8 * len(head) + run.bits, lambda: [head, *run.pieces()])
 
 
-def _histogram(gaps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _gaps(places: NDArray[Any]) -> NDArray[Any]:
+    gaps = np.diff(places, prepend=places.dtype.type(-1))
+    gaps -= 1
+    return gaps
+
+
+def _histogram(gaps: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The gaps that occur, and how often each does."""
-    if int(gaps.max()) < 1 << 16:
-        times = np.bincount(gaps)
+    longest = int(gaps.max())
+    if longest < 1 << 16:
+        times = histogram(gaps, longest + 1)
         lengths = np.flatnonzero(times)
         return lengths, times[lengths]
     return np.unique(gaps, return_counts=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError, nearest
 from rarefy.store.archive import DIGEST, MAGIC, TRAILER, VERSION, Archive
-from rarefy.store.coding import encode_tensor
+from rarefy.store.coding import encode_pieces
 from rarefy.store.header import INLINE, KINDS, Entry, Header, write_header, write_notes
 from rarefy.store.keys import DTYPES
 from rarefy.store.replacing import replacing
@@ -83,12 +83,18 @@ def _write(file: BinaryIO, tensors: Mapping[str, Any], header: Header, coder: st
                 f"tensor '{name}' has dtype {array.dtype}, which no .rfy file holds; "
                 f"convert it to one of {', '.join(DTYPES)}"
             )
-        payload = encode_tensor(array, coder)
-        entry = Entry(name, array.dtype, array.shape, place, len(payload), 0, payload)
-        if len(payload) > INLINE:
-            entry = entry._replace(checksum=zlib.crc32(payload), inline=None)
-            put(payload)
-        header.entries.append(entry)
+        start, checksum, short = place, 0, b""
+        for piece in encode_pieces(array, coder):
+            if place == start and len(short) + len(piece) <= INLINE:
+                short += piece
+                continue
+            for data in (short, piece):
+                put(data)
+                checksum = zlib.crc32(data, checksum)
+            short = b""
+        size, inline = (place - start, None) if place > start else (len(short), short)
+        header.entries.append(Entry(name, array.dtype, array.shape, start, size, checksum, inline))
+        del array
     block = write_header(header)
     put(block)
     put(TRAILER.pack(len(block), zlib.crc32(block)))

@@ -7,7 +7,7 @@ coded symbols. A run of no symbols, or over an alphabet of one, takes no bytes a
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,14 @@ def entropy(counts: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Coded:
-    """What something will cost, in bits, and its bytes on demand."""
+    """What something will cost, in bits, and its bytes on demand, piece by piece."""
 
     bits: float
-    encode: Callable[[], bytes]
+    pieces: Callable[[], Iterable[bytes]]
+
+    def encode(self) -> bytes:
+        """All bytes."""
+        return b"".join(self.pieces())
 
 
 def plan_run(
@@ -110,16 +114,16 @@ def plan_run(
     """
     total = int(counts.sum())
     if not total or counts.size == 1:
-        return Coded(0, lambda: b"")
+        return Coded(0, lambda: [])
     candidates = plans(counts, coder, law)
     close = candidates[0].bits + (_DOUBT if total <= _SHORT else 0)
 
-    def encode() -> bytes:
+    def encode() -> list[bytes]:
         run = symbols()
         tried = [plan for plan in candidates if plan.bits <= close]
         if coder == "auto" and counts.size <= 256 and _repeats(run, candidates[0].bits):
             tried = [*tried, _lz()]
-        return min((_write(plan, run) for plan in tried), key=len)
+        return [min((_write(plan, run) for plan in tried), key=len)]
 
     return Coded(candidates[0].bits, encode)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.store.codebook import find_levels, level_codes, write_levels
-from rarefy.store.keys import from_keys, to_keys
+from rarefy.store.keys import PIECE, from_keys, histogram
 from rarefy.store.planes import plan_planes
 from rarefy.store.symbols import Coded, plan_run
 
@@ -25,11 +25,11 @@ class Values(Protocol):
     form: int  # `PLANES` or 0
     common: int  # the pattern that fills most of the tensor
 
-    def others(self) -> NDArray[np.int64]:
-        """Where another value than the common one stands, increasing."""
+    def marks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Whether another value than the common one stands at these places."""
 
     def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
-        """All values, or those at `others`, in the order of `places`."""
+        """All values, or those at `places`, in their order; none of them is the common one."""
 
 
 class Codes(Values):
@@ -43,12 +43,12 @@ class Codes(Values):
         """Look up all values of `pattern`, shape (n,), in `levels` (increasing keys)."""
         self._levels, self._kind, self._real = levels, kind, real
         self._codes = level_codes(pattern, levels, kind)
-        self._counts = np.bincount(self._codes, minlength=levels.size)
+        self._counts = histogram(self._codes, levels.size)
         self._common = int(self._counts.argmax())
         self.common = int(from_keys(levels[self._common : self._common + 1], kind)[0])
 
-    def others(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self._codes != self._common)
+    def marks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        return np.not_equal(self._codes[start:stop], self._common)
 
     def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
         levels, counts, codes = self._levels, self._counts, self._codes
@@ -58,7 +58,7 @@ class Codes(Values):
             codes -= codes > self._common
         book = write_levels(levels, self._kind, self._real)
         run = plan_run(lambda: codes, counts, coder)
-        return Coded(8 * len(book) + run.bits, lambda: book + run.encode())
+        return Coded(8 * len(book) + run.bits, lambda: [book, *run.pieces()])
 
 
 class Planes(Values):
@@ -71,12 +71,31 @@ class Planes(Values):
         """Stand for all values of `pattern`, shape (n,)."""
         self._pattern, self._kind = pattern, kind
 
-    def others(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self._pattern)
+    def marks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        return np.not_equal(self._pattern[start:stop], 0)
 
     def plan(self, places: NDArray[np.int64] | None, coder: str) -> Coded:
         pattern = self._pattern if places is None else self._pattern[places]
-        return plan_planes(to_keys(pattern, self._kind), coder)
+        return plan_planes(pattern, coder, self._kind)
+
+
+def others(values: Values, size: int, count: int) -> NDArray[Any]:
+    """The `count` places of a tensor of `size` values where another than the common one stands.
+
+    They increase, and are int32 where that is enough: there may be nearly as many as values.
+    """
+    places, end = np.empty(count, dtype=np.int32 if size < 1 << 31 else np.int64), 0
+    for start in range(0, size, PIECE):
+        found = np.flatnonzero(values.marks(start, start + PIECE))
+        begin, end = end, end + found.size
+        places[begin:end] = found + start
+    return places
+
+
+def count_others(values: Values, size: int) -> int:
+    """In how many places another value than the common one stands."""
+    starts = range(0, size, PIECE)
+    return sum(int(np.count_nonzero(values.marks(s, s + PIECE))) for s in starts)
 
 
 def values_of(pattern: NDArray[Any], kind: int, real: np.dtype[Any]) -> Values:
