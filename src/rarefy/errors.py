@@ -4,6 +4,7 @@
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from os.path import abspath
 
 
 class RarefyError(Exception):
@@ -54,7 +55,7 @@ def described(error: BaseException, file: str | None = None) -> str:
     """
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:199]}…"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == file]  # fmt: skip
+    frames = traceback.extract_tb(error.__traceback__) if file else []
+    lines = [f.lineno for f in frames if abspath(f.filename) == abspath(str(file))]
     place = f" ({file}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"

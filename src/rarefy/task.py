@@ -65,7 +65,7 @@ def check_labels(logits: Tensor, targets: Any) -> None:
     if logits.dim() > 1 and largest >= logits.shape[1]:
         raise TaskError(
             f"label {largest} does not fit a network with {logits.shape[1]} outputs, which knows labels "
-            f"0 to {logits.shape[1] - 1}; build it with {largest + 1} classes or count labels from 0"
+            f"0 to {logits.shape[1] - 1}; build it with {largest + 1} classes or more, or count from 0"
         )
 
 

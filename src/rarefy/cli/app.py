@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line; torch is imported only when a network is really needed."""
 
+import errno
 import sys
 from typing import Annotated, Any
 
 import typer
 
 import rarefy
-from rarefy.cli.failures import WRONG, hang_up, report
+from rarefy.cli.failures import INTERRUPTED, WRONG, error_number, hang_up, report
 from rarefy.cli.files import info, methods, pack, systems, systems_show, unpack
 from rarefy.cli.networks import compress, export, measure, sensitivity, train
 
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     code: Any = WRONG
     try:
         code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer has swallowed the exception
+            report(KeyboardInterrupt())
         sys.stdout.flush()
     except typer.Exit as stop:
         code = stop.exit_code
@@ -85,11 +88,14 @@ def main(arguments: list[str] | None = None) -> None:
         code = report(KeyboardInterrupt())
     except usage_error as error:
         print(f"rarefy: {' '.join(error.format_message().split())}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        hang_up()
-        code = 0
-    except (Exception, KeyboardInterrupt) as error:
-        code = report(error)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if error_number(error) == errno.EPIPE:
+            hang_up()
+            code = 0
+        elif isinstance(error, SystemExit):  # the shell's completion ends so
+            raise
+        else:
+            code = report(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -237,6 +237,6 @@ def from_python(spec: str) -> Any:
         return build()
     except RarefyError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         file = spec.rpartition(":")[0]
         raise ModelError(f"'{spec}' failed with {described(error, file)}") from error

@@ -21,7 +21,7 @@ def load_weights(model: "nn.Module", path: Path) -> None:
     state = read_tensors(path)
     own = model.state_dict()
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
     if missing or foreign or wrong:
         found = (
             f"'{missing[0]}' is missing" if missing

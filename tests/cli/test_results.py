@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands print, the exit codes of results, and files that need no code of the network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .command import FILES, USER, files, rarefy, spawn
+
+STAGE = {"name", "metric", "parameters", "nonzero", "macs", "bytes", "latency_ms", "seconds"}
+
+
+def test_a_result_has_its_files_and_nothing_else(result: Path) -> None:
+    assert tuple(files(result)) == FILES
+    document = json.loads((result / "measurements.json").read_text())
+    assert document.keys() >= {"rarefy", "model", "task", "seed", "environment", "stages"}
+    assert (document["model"], document["task"], document["seed"]) == (
+        "zoo:digits-net",
+        "digits",
+        0,
+    )
+    assert all(stage.keys() >= STAGE for stage in document["stages"])
+    names = [stage["name"] for stage in document["stages"]]
+    assert (names[0], names[-1], len(names)) == ("baseline", "artefact", 5)
+    assert document["stages"][-1]["bytes"]["rfy"] == (result / "model.rfy").stat().st_size
+
+
+def test_a_budget_that_is_not_met_is_code_one(here: Path) -> None:
+    (here / "r.yaml").write_text("steps: [half-precision]")
+    points = (f"{USER}:net", f"{USER}:task")
+    goal = ("--recipe", "r.yaml", "--budget", "size=10B", "--out", "out", "--json")
+    done = rarefy("compress", *points, *goal)
+    assert done.code == 1
+    assert done.err == "the budget was not met; the best result was saved all the same\n"
+    document = json.loads(done.out)
+    assert document["budget"]["met"] is False
+    assert json.loads((here / "out" / "measurements.json").read_text()) == document
+    assert tuple(files(here / "out")) == FILES
+
+
+def test_a_result_is_measured_from_its_file_alone(result: Path) -> None:
+    """In a process that never imports the code of a network."""
+    program = (
+        "import sys\n"
+        "from rarefy.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = ("measure", str(result / "model.rfy"), "digits", "--json")
+    run = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=True
+    )
+    stage = json.loads(run.stdout)
+    saved = json.loads((result / "measurements.json").read_text())["stages"][-1]
+    assert stage["metric"]["value"] == saved["metric"]["value"]
+    assert stage["metric"]["through"] == "onnxruntime"
+    assert stage["metric"]["value"] > 0.85
+    assert stage["bytes"]["rfy"] == saved["bytes"]["rfy"]
+    modules = set(run.stderr.split())
+    networks = {f"rarefy.zoo.{name}" for name in ("lenet", "resnet", "vgg")}
+    assert not modules & {*networks, "torchvision", "timm", "transformers"}
+    folder = rarefy("measure", result, "digits", "--json")
+    assert json.loads(folder.out)["metric"] == stage["metric"]
+
+
+def test_documents_stand_alone_on_stdout(weights: Path) -> None:
+    network = ("zoo:digits-net", "digits", "--weights", weights)
+    done = rarefy("measure", *network, "--json")
+    stage = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert stage.keys() >= STAGE
+    assert stage["metric"]["value"] > 0.85
+    assert stage["parameters"] == 38_282
+    for command, keys in {
+        "systems": {"id", "title", "group", "paper", "year"},
+        "methods": {"method", "does"},
+    }.items():
+        done = rarefy(command, "--json")
+        rows = json.loads(done.out)
+        assert (done.code, done.err) == (0, "")
+        assert rows
+        assert all(row.keys() == keys for row in rows)
+
+
+def test_export_proves_what_it_writes(here: Path, weights: Path) -> None:
+    done = rarefy("export", "zoo:digits-net", "digits", "--weights", weights, "--out", "deep/out")
+    assert (done.code, done.err) == (0, "")
+    assert "parity holds on" in done.out
+    assert [p.name for p in (here / "deep" / "out").iterdir()] == ["model.onnx"]
+
+
+def test_train_reports_on_stderr_and_leaves_weights_alone(here: Path) -> None:
+    done = rarefy("train", "zoo:digits-net", "digits", "--epochs", 2, "--out", "new/w.safetensors")
+    assert done.code == 0
+    assert [line.split(",")[0] for line in done.err.splitlines()] == [
+        f"train zoo:digits-net: epoch {n}/2" for n in (1, 2)
+    ]
+    assert "on 300 test examples" in done.out
+    assert [p.name for p in (here / "new").iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("command", [("systems",), ("methods",), ("systems", "show", "kd")])
+def test_a_module_can_be_run(command: tuple[str, ...]) -> None:
+    done = spawn(*command)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == rarefy(*command).out
