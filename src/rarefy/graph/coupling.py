@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels of a network must be cut together, found by running it once.
+
+A unit is what goes together: a channel with everything that reads or writes it, an attention head, a group
+of a convolution. Units that touch the same axes of the same parameters form a group, from which any number
+may be taken.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import ModelError
+from rarefy.graph.book import Book
+from rarefy.graph.families import even, families
+from rarefy.graph.follow import follow
+from rarefy.graph.labels import FIXED
+from rarefy.graph.sizes import Wired
+from rarefy.task import Inputs
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of a parameter or buffer that a group touches.
+
+    Attributes:
+        name: of the parameter.
+        axis: of it.
+        role: ``"out"`` if the axis names what a layer gives, ``"in"`` what it reads, ``"along"`` for norms,
+            biases and everything else that stands beside the channels.
+        places: positions along the axis, shape (m,).
+        units: unit of the group that each belongs to, shape (m,).
+    """
+
+    name: str
+    axis: int
+    role: str
+    places: Tensor
+    units: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that can be cut one by one.
+
+    Attributes:
+        name: of the first layer that gives them.
+        classes: the label class of each unit, shape (size,).
+        members: every axis that shrinks with them.
+        family: number of the family; groups of one family shrink by the same share.
+    """
+
+    name: str
+    classes: Tensor
+    members: tuple[Member, ...]
+    family: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many units there are."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What was found out about a network.
+
+    Attributes:
+        groups: that can be cut, in the order in which their layers run.
+        barriers: operators that nobody knows, and sizes written as numbers, with how often they were met;
+            what they read is kept.
+        book: the labels.
+        wired: sizes that the code writes down.
+        places: modules and plain objects whose attributes they are made of, by identity.
+    """
+
+    groups: tuple[Group, ...]
+    barriers: dict[str, int]
+    book: Book = field(repr=False)
+    wired: tuple[Wired, ...] = field(repr=False)
+    places: dict[int, Any] = field(repr=False)
+
+    def group(self, name: str) -> Group:
+        """The group of a name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return next(g for g in self.groups if g.name == name)
+
+    def even(self, counts: dict[str, int]) -> dict[str, int]:
+        """The nearest numbers of units to take, group by group, that the network's code allows."""
+        return even(counts, {g.name: (g.family, g.size) for g in self.groups})
+
+    def removed(self, cuts: Iterable[tuple[Group, Tensor]]) -> Tensor:
+        """Which labels are cut, shape (count + 1,); the last stands for fixed positions.
+
+        Args:
+            cuts: groups with the numbers of the units to take.
+        """
+        labels = self.book.labels
+        chosen = torch.zeros(labels.count, dtype=torch.bool)
+        for group, units in cuts:
+            chosen[group.classes[units]] = True
+        return torch.cat([chosen[labels.roots], torch.zeros(1, dtype=torch.bool)])
+
+
+def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Coupling:
+    """Finds the coupled channels of a network.
+
+    Args:
+        model: in any mode; it is run once in eval mode, without gradients.
+        example: a batch on the model's device.
+        keep: globs of parameters or modules none of whose channels may go.
+
+    Raises:
+        ModelError: the network fails on the example.
+    """
+    was = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        book, wired, places = follow(model, example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the network can't be followed on the example: {first}") from error
+    finally:
+        for module, mode in was.items():
+            module.training = mode
+    hold(book, list(keep))
+    book.labels.settle()
+    book.labels.flush()
+    return Coupling(groups_of(book, wired), book.barriers, book, tuple(wired), places)
+
+
+def hold(book: Book, patterns: list[str]) -> None:
+    """Fixes what the parameters give whose names, or whose modules' names, match a glob."""
+    for name, axes in book.parameters.items():
+        module = name.rpartition(".")[0]
+        if any(fnmatchcase(name, p) or fnmatchcase(module, p) for p in patterns):
+            for axis, labels in enumerate(axes):
+                if book.roles.get((name, axis)) != "in":
+                    book.labels.fix(labels)
+
+
+def groups_of(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
+    """Sorts the free classes by the axes that they touch."""
+    labels = book.labels
+    generator = torch.Generator().manual_seed(0)
+    touched = torch.zeros(labels.count, dtype=torch.long)
+    used = torch.zeros(labels.count, dtype=torch.bool)
+    axes = []
+    for name, each in book.parameters.items():
+        for axis, own in enumerate(each):
+            if not len(own) or int(own[0]) == FIXED:
+                continue
+            roots = labels.roots[own]
+            classes = roots[labels.free[roots]].unique()
+            if len(classes):
+                axes.append((name, axis, roots))
+                used[classes] = True
+                touched[classes] += torch.randint(-(2**62), 2**62, (1,), generator=generator)
+    kinds: dict[int, list[int]] = {}
+    for root in used.nonzero()[:, 0].tolist():
+        kinds.setdefault(int(touched[root]), []).append(root)
+    numbers = torch.full((labels.count,), -1)
+    owner = torch.full((labels.count,), -1)
+    members: list[list[Member]] = []
+    found = list(kinds.values())
+    for i, classes in enumerate(found):
+        numbers[classes] = torch.arange(len(classes))
+        owner[classes] = i
+        members.append([])
+    for name, axis, roots in axes:
+        role = book.roles.get((name, axis), "along")
+        for i in owner[roots].unique().tolist():
+            if i >= 0:
+                places = (owner[roots] == i).nonzero()[:, 0]
+                members[i].append(Member(name, axis, role, places, numbers[roots[places]]))
+    related = families([len(classes) for classes in found], owner, wired, labels)
+    groups = [
+        Group(named(each), torch.tensor(classes), tuple(each), family)
+        for classes, each, family in zip(found, members, related, strict=True)
+        if any(m.role == "out" for m in each)
+    ]
+    return tuple(unique_names(groups))
+
+
+def named(members: list[Member]) -> str:
+    """The layer after which a group is called."""
+    first = next((m for m in members if m.role == "out"), members[0])
+    return first.name.rpartition(".")[0] or first.name
+
+
+def unique_names(groups: list[Group]) -> list[Group]:
+    """Groups of one layer are told apart by a number."""
+    seen: dict[str, int] = {}
+    result = []
+    for group in groups:
+        number = seen[group.name] = seen.get(group.name, -1) + 1
+        name = f"{group.name}#{number}" if number else group.name
+        result.append(replace(group, name=name))
+    return result

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a network once and lets labels and numbers travel with its tensors."""
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rarefy.graph import counts, parts, products, shapes  # noqa: F401  # they register their rules
+from rarefy.graph.book import Book
+from rarefy.graph.fields import Fields, replay
+from rarefy.graph.masked import COUNTING, first_tensor
+from rarefy.graph.numbers import Extent, Number, remembering
+from rarefy.graph.operators import Run, spread
+from rarefy.graph.sizes import CONSTRAINTS, Wired
+from rarefy.graph.unfused import unfused
+from rarefy.task import Inputs, call, tensors_of
+
+
+class Operators(TorchDispatchMode):
+    """Applies the rule of every operator that runs."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__()
+        self.book = book
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.book.watching:
+            return func(*args, **(kwargs or {}))
+        names = [argument.name for argument in func._schema.arguments]
+        values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+        name = func.overloadpacket.__name__
+        self.book.ran += 1
+        if name in COUNTING and self.book.fields(first_tensor(args)):
+            self.book.counted[self.book.ran] = self.book.fields(first_tensor(args))
+        if name in REFORMED:
+            fields, shape = self.book.fields(args[0]), args[0].shape
+            out = func(*args, **(kwargs or {}))
+            self.reformed(name, args, fields, shape)
+            return out
+        out = func(*args, **(kwargs or {}))
+        spread(self.book, Run(func, values, out))
+        return out
+
+    def reformed(self, name: str, args: Any, fields: Fields, shape: torch.Size) -> None:
+        """A tensor changed its shape or strides in place."""
+        tensor = args[0]
+        if tensor.shape == shape:
+            self.book.put(tensor, fields)
+            return
+        moved = getattr(torch.ops.aten, name.removesuffix("_"))
+        found = [replay(f, shape, lambda full: moved(full, *args[1:]))[0] for f in fields]
+        self.book.put(tensor, found)
+
+
+REFORMED = {"as_strided_", "squeeze_", "unsqueeze_", "transpose_", "t_"}
+
+
+class Functions(TorchFunctionMode):
+    """Sees sizes as the network's code writes them, and which functions they go to."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__()
+        self.book = book
+        self.wired: list[Wired] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.book.watching = False
+        try:
+            return self.seen(func, args, kwargs or {})
+        finally:
+            self.book.watching = True
+
+    def seen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a function; its sizes are remembered, and those that it tells are numbers."""
+        name = getattr(func, "__name__", str(func))
+        if func == SHAPE:
+            return self.sizes(args[0], func(*args))
+        if name == "size" and isinstance(args[0], Tensor):
+            sizes = self.sizes(args[0], args[0].shape)
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return sizes if dim is None else sizes[dim]
+        if name in ("numel", "nelement") and isinstance(args[0], Tensor):
+            return math.prod(self.sizes(args[0], args[0].shape))
+        constraint = CONSTRAINTS.get(name)
+        if constraint is None:
+            return self.book.run(func, args, kwargs)
+        return constraint(self.book, self.wired, func, args, kwargs)
+
+    def sizes(self, tensor: Tensor, shape: Any) -> Any:
+        """A shape whose labelled axes are numbers."""
+        fields = self.book.fields(tensor)
+        if not fields:
+            return shape
+        return torch.Size(
+            Number.of(n, Extent(fields, axis)) if any(f.shape[axis] > 1 for f in fields) else n
+            for axis, n in enumerate(shape)
+        )
+
+
+SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[int, Any]]:
+    """Runs `model` once in the mode that it is in; what its outputs carry is fixed.
+
+    Returns:
+        The book of labels, the sizes that the code writes down, and the objects whose attributes they are
+        made of, by identity.
+    """
+    book = Book(model)
+    functions = Functions(book)
+    with ExitStack() as stack:
+        places = stack.enter_context(remembering(model))
+        stack.enter_context(unfused())
+        stack.enter_context(functions)
+        stack.enter_context(Operators(book))
+        result = call(model, example)
+    book.fix(*tensors_of(result))
+    return book, functions.wired, places

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network with channels zeroed, which a cut must agree with.
+
+Every entry of a parameter that would go is zero. A mean, a norm or a product of two activations looks at
+the channels that stay, as it will in the cut network: a layer norm does not divide by channels that are not
+there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rarefy.graph.book import Book
+from rarefy.graph.fields import Fields, kept_along
+from rarefy.graph.unfused import unfused
+from rarefy.task import Inputs, call, tensors_of
+
+REDUCING = {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "prod", "logsumexp"}
+NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm"}
+COUNTING = REDUCING | NORMS | {"bmm"}
+
+
+def first_tensor(args: Any) -> Tensor:
+    """The operand whose positions an operator counts."""
+    tensor: Tensor = args[0]
+    return tensor
+
+
+class Masking(TorchDispatchMode):
+    """Lets operators that count positions see only those that stay.
+
+    Args:
+        counted: see `Book`.
+        removed: which labels go, shape (count + 1,).
+    """
+
+    def __init__(self, counted: dict[int, Fields], removed: Tensor) -> None:
+        super().__init__()
+        self.counted, self.removed, self.ran = counted, removed, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran += 1
+        fields = self.counted.get(self.ran, ())
+        if not fields:
+            return func(*args, **(kwargs or {}))
+        x = first_tensor(args)
+        kept = {
+            axis: stays.nonzero()[:, 0].to(x.device)
+            for axis in range(x.dim())
+            if (stays := kept_along(fields, axis, self.removed)) is not None and not stays.all()
+        }
+        if not kept:
+            return func(*args, **(kwargs or {}))
+        return only_kept(func, args, kwargs or {}, kept)
+
+
+def only_kept(func: Callable[..., Any], args: Any, kwargs: Any, kept: dict[int, Tensor]) -> Any:
+    """An operator applied to the positions that stay along the axes that it counts."""
+    name = func.overloadpacket.__name__  # type: ignore[attr-defined]
+    x = args[0]
+    if name == "bmm":
+        if 2 not in kept:
+            return func(*args, **kwargs)
+        return func(x.index_select(2, kept[2]), args[1].index_select(1, kept[2]))
+    if name in REDUCING:
+        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        axes = (
+            range(x.dim())
+            if dims is None
+            else [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+        )
+        for axis in axes:
+            if axis in kept:
+                x = x.index_select(axis, kept[axis])
+        return func(x, *args[1:], **kwargs)
+    return norm_of_kept(func, name, args, kept)
+
+
+def norm_of_kept(func: Callable[..., Any], name: str, args: Any, kept: dict[int, Tensor]) -> Any:
+    """A norm over the positions that stay; the others give zero."""
+    x, rest = args[0], list(args[1:])
+    axis = 1 if name == "native_group_norm" else x.dim() - 1
+    if axis not in kept:
+        return func(*args)
+    index = kept[axis]
+    small = x.index_select(axis, index)
+    if name == "native_group_norm":
+        weight, bias, n, channels, space, groups, eps = rest
+        owners = index // (channels // groups)
+        values = [
+            pick(weight, index),
+            pick(bias, index),
+            n,
+            len(index),
+            space,
+            len(owners.unique()),
+            eps,
+        ]
+    else:
+        shape, *parameters = rest
+        values = [[*shape[:-1], len(index)], *(pick(p, index) for p in parameters)]
+    result, *others = func(small.contiguous(), *values)
+    return (torch.zeros_like(x).index_copy(axis, index, result), *others)
+
+
+def pick(parameter: Any, index: Tensor) -> Any:
+    """The entries of a norm's parameter that stay."""
+    return parameter.index_select(-1, index) if isinstance(parameter, Tensor) else parameter
+
+
+@torch.no_grad()
+def masked_outputs(
+    model: nn.Module,
+    book: Book,
+    removed: Tensor,
+    example: Inputs,
+    shaken: dict[str, Tensor] | None = None,
+) -> list[Tensor]:
+    """What the network gives with zeros in place of everything that goes.
+
+    Args:
+        model: in eval mode; not changed.
+        book: of its labels.
+        removed: which labels go, shape (count + 1,).
+        example: the one that the labels were found on.
+        shaken: values to use in place of some parameters, see `shake`.
+    """
+    zeroed = dict(shaken or {})
+    for name, parameter in model.named_parameters():
+        gone = [removed[labels] for labels in book.parameters[name]]
+        if any(bool(g.any()) for g in gone):
+            values = zeroed.get(name, parameter.detach()).clone()
+            for axis, each in enumerate(gone):
+                values.index_fill_(axis, each.nonzero()[:, 0].to(values.device), 0)
+            zeroed[name] = values
+    with unfused(), Masking(book.counted, removed):
+        return outputs_with(model, zeroed, example)
+
+
+@torch.no_grad()
+def outputs_with(model: nn.Module, values: dict[str, Tensor], example: Inputs) -> list[Tensor]:
+    """What the network gives with other values in place of some parameters."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(model, values, args, kwargs)
+
+    return tensors_of(call(run, example))
+
+
+def shake(model: nn.Module) -> dict[str, Tensor]:
+    """Random values for parameters that are zero or nearly so, behind which nothing could be seen.
+
+    Residual branches and heads often start at zero, and a layer scale at 1e-6: outputs would agree
+    whatever was cut.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: 0.1 * torch.randn(p.shape, generator=generator).to(p)
+        for name, p in model.named_parameters()
+        if p.numel() and p.dim() and float(p.detach().abs().max()) < 1e-3
+    }

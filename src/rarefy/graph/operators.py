@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each operator of PyTorch does to the labels of its inputs.
+
+Operators that only move values are run on the labels themselves; those that work position by position unite
+what they join; a product of matrices or a convolution is a broadcast product, summed over an axis. What is
+not listed is a barrier.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from rarefy.graph.book import Book
+from rarefy.graph.fields import Fields, axes_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One operator that ran.
+
+    Attributes:
+        func: the operator.
+        values: its arguments by name, defaults left out.
+        out: what it returned.
+    """
+
+    func: Any
+    values: dict[str, Any]
+    out: Any
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values.get(name)
+
+    @property
+    def name(self) -> str:
+        """The operator's name, whatever the overload."""
+        return str(self.func.overloadpacket.__name__)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that went in."""
+        return [t for t in tree_leaves(list(self.values.values())) if isinstance(t, Tensor)]
+
+    @property
+    def results(self) -> list[Tensor]:
+        """The tensors that came out."""
+        return [t for t in tree_leaves(self.out) if isinstance(t, Tensor)]
+
+
+Rule = Callable[[Book, Run], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of operators of these names, all overloads of them."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operators, function))
+        return function
+
+    return register
+
+
+def spread(book: Book, run: Run) -> None:
+    """Applies the rule of an operator to its results; without one it is a barrier."""
+    results = [t for t in run.results if t.numel()]
+    static = all(book.is_static(t) for t in run.tensors) and bool(run.tensors)
+    if not results:
+        return
+    if not any(book.fields(t) for t in run.tensors):
+        for result in results:
+            book.put(result, ())
+    elif (found := rule_of(run)) is not None:
+        found(book, run)
+    else:
+        book.barrier(run.name, run.tensors)
+        for result in results:
+            book.put(result, ())
+    if static:
+        book.static.update(book.key(t) for t in results)
+
+
+UNTAGGED = frozenset(
+    {
+        "_prelu_kernel",
+        "addcdiv",
+        "addcmul",
+        "celu",
+        "clamp",
+        "complex",
+        "elu",
+        "hardshrink",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "lerp",
+        "log_sigmoid_forward",
+        "masked_fill",
+        "mish",
+        "polar",
+        "rrelu_with_noise",
+        "selu",
+        "silu",
+        "softplus",
+        "softshrink",
+        "threshold",
+    }
+)
+"""Operators that work position by position although PyTorch does not say so of them."""
+
+
+def rule_of(run: Run) -> Rule | None:
+    """The rule for an operator, or for what it does in place."""
+    base = run.name.removesuffix("_")
+    found = RULES.get(run.name) or RULES.get(base)
+    if found is not None:
+        return found
+    packets = [run.func.overloadpacket, getattr(torch.ops.aten, base, None)]
+    if base in UNTAGGED:
+        return pointwise
+    for packet in packets:
+        if packet is not None:
+            tags = [getattr(packet, overload).tags for overload in packet.overloads()]
+            if any(torch.Tag.pointwise in each for each in tags):
+                return pointwise
+    return None
+
+
+def only(book: Book, tensor: Tensor, keep: Sequence[int]) -> Fields:
+    """The labels of a tensor that vary along given axes alone; what varies along others is fixed."""
+    kept = []
+    for labels in book.fields(tensor):
+        if set(axes_of(labels)) <= set(keep):
+            kept.append(labels)
+        else:
+            book.labels.fix(labels)
+    return tuple(kept)
+
+
+def pointwise(book: Book, run: Run) -> None:
+    """Results carry what their operands carry, and operands are cut alike."""
+    inputs = [t for t in run.tensors if t.dim()]
+    for out in run.results:
+        merged = book.combine([(book.fields(t), t.shape) for t in inputs], out.dim())
+        book.put(out, merged)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators that move, join, pick or add up positions do to labels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.graph.book import Book
+from rarefy.graph.fields import along, axes_of, regroup, replay
+from rarefy.graph.operators import RULES, Run, only, rule
+
+
+@rule(
+    "permute", "transpose", "t", "expand", "slice", "select", "split",
+    "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "unsqueeze",
+    "squeeze", "alias", "detach", "unfold", "diagonal", "flip", "roll", "repeat",
+    "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "movedim", "narrow",
+    "narrow_copy", "rot90",
+)  # fmt: skip
+def moved(book: Book, run: Run) -> None:
+    """The operator is run on the labels."""
+    x = run["self"]
+    rest = {key: value for key, value in run.values.items() if key != "self"}
+    found: list[list[Tensor | None]] = [
+        replay(labels, x.shape, lambda full: run.func(full, **rest)) for labels in book.fields(x)
+    ]
+    for i, out in enumerate(run.results):
+        book.put(out, [labels[i] for labels in found])
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten")
+def viewed(book: Book, run: Run) -> None:
+    """Axes are joined and split; what is split must stay a rectangle."""
+    fields = [
+        regroup(labels, run["self"].shape, run.out.shape) for labels in book.fields(run["self"])
+    ]
+    book.put(run.out, fields)
+    for labels in fields:
+        if labels is not None and len(axes_of(labels)) > 1 and not book.sized:
+            book.block(labels)
+
+
+@rule(
+    "clone", "_to_copy", "contiguous", "lift_fresh", "dropout", "native_dropout",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+    "bernoulli", "tril", "triu", "zero", "fill", "normal", "uniform",
+)  # fmt: skip
+def same(book: Book, run: Run) -> None:
+    """The result has the positions of the first operand."""
+    for out in run.results:
+        same_shape = out.shape == run.tensors[0].shape
+        book.put(out, book.fields(run.tensors[0]) if same_shape else ())
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+def made(book: Book, run: Run) -> None:
+    """Constants have no labels of the tensor that they take their type from."""
+    book.put(run.out, ())
+
+
+@rule("copy_", "copy")
+def copied(book: Book, run: Run) -> None:
+    """What is written over must be cut as what is written."""
+    target, source = run["self"], run["src"]
+    lead = target.dim()
+    merged = book.combine([(book.fields(t), t.shape) for t in (target, source)], lead)
+    book.put(target, merged)
+    book.put(run.out, merged)
+
+
+@rule("cat", "stack")
+def joined(book: Book, run: Run) -> None:
+    """Labels stand side by side; along the other axes the parts are cut alike."""
+    parts, out = [t for t in run["tensors"] if t.numel()], run.out
+    axis = (run["dim"] or 0) % out.dim()
+    if run.name == "stack":
+        lifted = [
+            (tuple(f.unsqueeze(axis) for f in book.fields(t)), t.unsqueeze(axis)) for t in parts
+        ]
+    else:
+        lifted = [(book.fields(t), t) for t in parts]
+    shape = list(out.shape)
+    shape[axis] = 1
+    across = [([f for f in fields if f.shape[axis] == 1], shape) for fields, _ in lifted]
+    merged = book.combine(across, out.dim())  # type: ignore[arg-type]
+    crossing = [[f for f in fields if f.shape[axis] > 1] for fields, _ in lifted]
+    if any(crossing):
+        merged += side_by_side(book, [t.shape for _, t in lifted], crossing, axis)
+    book.put(out, merged)
+
+
+def side_by_side(
+    book: Book, shapes: list[Any], crossing: list[list[Tensor]], axis: int
+) -> list[Tensor]:
+    """The labels along the axis of a concatenation; a part without any holds fixed positions."""
+    dims = len(shapes[0])
+    varying = sorted({a for fields in crossing for f in fields for a in axes_of(f)} - {axis})
+    full = [1] * dims
+    for a in varying:
+        full[a] = shapes[0][a]
+    columns = []
+    for shape, fields in zip(shapes, crossing, strict=True):
+        for extra in fields[1:]:
+            book.labels.fix(extra)
+        full[axis] = shape[axis]
+        labels = fields[0] if fields else torch.full([1] * dims, -1)
+        columns.append(labels.expand(full))
+    return [torch.cat(columns, axis)]
+
+
+@rule("constant_pad_nd")
+def padded(book: Book, run: Run) -> None:
+    """Padded positions are fixed."""
+    x, pad = run["self"], run["pad"]
+    fields = []
+    for labels in book.fields(x):
+        touched = [x.dim() - 1 - i // 2 for i, n in enumerate(pad) if n]
+        if any(labels.shape[a] > 1 for a in touched):
+            fields.append(torch.nn.functional.pad(labels.expand(x.shape), pad, value=-1))
+        else:
+            fields.append(labels)
+    book.put(run.out, fields)
+
+
+@rule("index_select")
+def picked(book: Book, run: Run) -> None:
+    """Positions are picked along one axis, where nothing can be cut then."""
+    axis = run["dim"] % run["self"].dim()
+    keep = [a for a in range(run["self"].dim()) if a != axis]
+    book.fix(run["index"])
+    book.put(run.out, only(book, run["self"], keep))
+
+
+@rule("index")
+def indexed(book: Book, run: Run) -> None:
+    """Positions are looked up along some axes, where nothing can be cut then; the others keep labels."""
+    x, indices = run["self"], run["indices"]
+    used = [i for i, t in enumerate(indices) if t is not None]
+    book.fix(*(t for t in indices if t is not None))
+    left = [a for a in range(x.dim()) if a not in used]
+    fields = only(book, x, left)
+    together = used == list(range(used[0], used[0] + len(used)))
+    inserted = run.out.dim() - len(left)
+    start = used[0] if together else 0
+    order = [a for a in left if a < start], [a for a in left if a >= start]
+    found = []
+    for labels in fields:
+        sizes = [labels.shape[a] for a in order[0]] + [1] * inserted
+        found.append(labels.reshape(sizes + [labels.shape[a] for a in order[1]]))
+    book.put(run.out, found)
+
+
+@rule("embedding")
+def looked_up(book: Book, run: Run) -> None:
+    """Rows are looked up; their columns keep their labels."""
+    table = run["weight"]
+    book.fix(run["indices"])
+    fields = only(book, table, [1])
+    dims = run.out.dim()
+    for labels in fields:
+        book.role(labels, "out")
+    book.put(run.out, [f.reshape(along(f.numel(), dims - 1, dims)) for f in fields])
+
+
+@rule("gather", "take_along_dim")
+def gathered(book: Book, run: Run) -> None:
+    """Positions are picked along one axis; along the others the index is cut alike."""
+    x, index, axis = run["self"], run["index"], run["dim"] % run["self"].dim()
+    keep = [a for a in range(x.dim()) if a != axis]
+    fields = only(book, x, keep)
+    book.put(
+        run.out,
+        book.combine([(fields, run.out.shape), (only(book, index, keep), index.shape)], x.dim()),
+    )
+
+
+def sums(book: Book, run: Run) -> None:
+    """A sum, mean, extreme or spread over axes."""
+    x = run["self"]
+    dims = run["dim"] if run["dim"] is not None else list(range(x.dim()))
+    axes = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(
+        range(x.dim())
+    )
+    fields = book.reduce(book.fields(x), axes, bool(run["keepdim"]))
+    for out in run.results:
+        book.put(out, fields if out.dim() else ())
+
+
+for packet in ("sum", "mean", "amax", "amin", "var", "std", "var_mean",
+               "norm", "linalg_vector_norm", "prod", "logsumexp", "std_mean"):  # fmt: skip
+    RULES[packet] = sums
+
+
+@rule(
+    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum",
+    "sort", "topk", "argmax", "argmin", "max", "min", "glu", "cumprod",
+)  # fmt: skip
+def ranked(book: Book, run: Run) -> None:
+    """Along the axis every position matters to every other, so nothing can be cut there."""
+    x = run["self"]
+    dim = run["dim"] if run["dim"] is not None else -1
+    keep = [a for a in range(x.dim()) if a != dim % x.dim()]
+    fields = only(book, x, keep)
+    for out in run.results:
+        left = fields
+        if out.dim() < x.dim():
+            left = tuple(f.squeeze(dim) for f in fields) if out.dim() == x.dim() - 1 else ()
+        book.put(out, left)
