@@ -3,9 +3,9 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rarefy.errors import FileError, ModelError
 
@@ -67,6 +67,9 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     if foreign or len(graph.functions):
         raise ModelError(f"the exported network uses operators outside standard ONNX: {foreign}")
     name_ends(graph.graph, inputs)
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+    if size > LIMIT:
+        raise ModelError(f"the network's weights take {size:,} bytes, but an ONNX file holds 2 GB")
     return graph
 
 
@@ -103,25 +106,66 @@ def name_ends(graph: Any, inputs: Sequence[str] | None) -> None:
 
 
 def to_proto(graph: Any) -> "ModelProto":
-    """The file's content: `graph` without what only debuggers read, open axes named ``batch``.
-
-    Raises:
-        ModelError: more than 2 GB, which no ONNX file can hold in one piece.
-    """
+    """The file's content: `graph` without what only debuggers read, open axes named ``batch``."""
     import onnx_ir
 
     from rarefy import __version__
     from rarefy.store.pack import strip_onnx
 
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-    if size > LIMIT:
-        raise ModelError(f"the network's weights take {size:,} bytes, but an ONNX file holds 2 GB")
     proto = onnx_ir.serde.serialize_model(graph)
     strip_onnx(proto)
     proto.producer_name, proto.producer_version = "rarefy", __version__
     proto.graph.name = "network"
     name_axes(proto)
     return proto
+
+
+def write_onnx(
+    model: "nn.Module", example: "Inputs", path: Path, *, inputs: Sequence[str] | None = None
+) -> int:
+    """Exports what `model` computes to the file that `export_onnx` and `save_onnx` would write.
+
+    The weights go from where they are to the disk, so no copy of them is made.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        ModelError: as `export_onnx`.
+        FileError: as `save_onnx`.
+    """
+    from rarefy.store.onnx_file import Data, write_model
+
+    graph = graph_of(model, example, inputs)
+    weights = take_weights(list(graph.graph.initializers.values()))
+    proto, data = to_proto(graph), {}
+    for place, head in enumerate(proto.graph.initializer):
+        tensor = weights.get(head.name)
+        if tensor is not None:
+            head.ClearField("raw_data")
+            head.dims[:] = tensor.shape.numpy()
+            data[place] = Data(tensor.nbytes, tensor.numpy)
+    return into_file(path, lambda file: write_model(file, proto, data))
+
+
+def take_weights(values: Sequence[Any]) -> dict[str, Any]:
+    """The larger tensors of initialisers by name, empty ones left in their places.
+
+    Types of less than a byte stay: they are packed when they are written.
+    """
+    import numpy as np
+    import onnx_ir
+
+    from rarefy.store.onnx_file import LEAST
+
+    taken = {}
+    for value in values:
+        tensor = value.const_value
+        if tensor.nbytes >= LEAST and tensor.dtype.bitwidth >= 8:
+            taken[value.name] = tensor
+            empty = np.zeros(0, tensor.dtype.numpy())
+            value.const_value = onnx_ir.Tensor(empty, dtype=tensor.dtype, name=value.name)
+    return taken
 
 
 def name_axes(proto: "ModelProto") -> None:
@@ -148,10 +192,20 @@ def save_onnx(proto: "ModelProto", path: Path) -> int:
     Raises:
         FileError: it can't be written; nothing is left behind.
     """
+    return into_file(path, lambda file: file.write(proto.SerializeToString(deterministic=True)))
+
+
+def into_file(path: Path, write: Callable[[BinaryIO], Any]) -> int:
+    """Writes a file in one move and returns its size in bytes.
+
+    Raises:
+        FileError: it can't be written; nothing is left behind.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(proto.SerializeToString(deterministic=True))
+        with partial.open("wb") as file:
+            write(file)
         os.replace(partial, path)
     except OSError as error:
         raise FileError(f"'{path}' can't be written: {error.strerror or error}") from error

@@ -74,23 +74,20 @@ def could_saturate(program: Program) -> bool:
 
     False for what is no readable model; opening the session will say so.
     """
-    import numpy as np
-    import onnx
+    from rarefy.store.onnx_arrays import initializer_arrays
 
-    if isinstance(program, onnx.ModelProto):
-        proto = program
-    else:
-        try:
-            proto = read_proto(program)
-        except FileError:
-            return False
-    quantised = {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    for tensor in proto.graph.initializer:
-        if tensor.name in quantised and tensor.data_type == onnx.TensorProto.INT8:
-            codes = onnx.numpy_helper.to_array(tensor).astype(np.int16)
-            if codes.size and np.abs(codes).max() > 64:
-                return True
-    return False
+    try:
+        graph, arrays = initializer_arrays(
+            program if isinstance(program, (str, Path)) else read_proto(program, copied=False)
+        )
+        quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        return any(
+            bool(codes.size) and (codes.max() > 64 or codes.min() < -64)
+            for name, codes in arrays
+            if codes.dtype == "int8" and name in quantised
+        )
+    except FileError:
+        return False
 
 
 def with_outputs(program: Program, outputs: Sequence[str]) -> "ModelProto":
@@ -116,8 +113,8 @@ def with_outputs(program: Program, outputs: Sequence[str]) -> "ModelProto":
     return proto
 
 
-def read_proto(program: Program) -> "ModelProto":
-    """A model that may be changed: a copy, or what the bytes or the file hold.
+def read_proto(program: Program, *, copied: bool = True) -> "ModelProto":
+    """A model that may be changed: a copy, unless none is wanted, or what the bytes or the file hold.
 
     Raises:
         FileError: they hold no ONNX model.
@@ -126,6 +123,8 @@ def read_proto(program: Program) -> "ModelProto":
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if isinstance(program, onnx.ModelProto):
+        if not copied:
+            return program
         copy = onnx.ModelProto()
         copy.CopyFrom(program)
         return copy

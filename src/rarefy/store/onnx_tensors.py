@@ -5,7 +5,8 @@ A tensor that was taken out keeps name, type and dimensions, and its data field 
 one (`raw_data`) or none (typed fields). Only what can be put back identically is taken.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.keys import DTYPES
+from rarefy.store.onnx_arrays import FIELDS, Loaded, bits_of, plain_loader
+from rarefy.store.onnx_file import Data
 
 LEAST_ATTRIBUTE = 256
 """Tensors in attributes of nodes are taken from this many bytes on."""
-
-_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
 def tensor_protos(model: Any) -> Iterator[tuple[str, Any, int]]:
@@ -35,29 +36,47 @@ def tensor_protos(model: Any) -> Iterator[tuple[str, Any, int]]:
         yield from _graph_protos(training.algorithm)
 
 
-def take_tensors(model: Any) -> dict[str, NDArray[Any]]:
+def take_tensors(model: Any, data: Mapping[int, Data] | None = None) -> Mapping[str, NDArray[Any]]:
     """Move the data of all tensors out of the model, which changes.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        data: of initialisers of the main graph that the model itself lacks, by their places.
 
     Returns:
         Arrays in the order of `tensor_protos`, under their own names; a name that is missing or
-        taken gets a number.
+        taken gets a number. What came in `data` is loaded whenever it is asked for.
 
     Raises:
         FileError: a tensor without data.
     """
-    taken: dict[str, NDArray[Any]] = {}
-    for name, proto, least in tensor_protos(model):
+    taken: dict[str, Callable[[], NDArray[Any]]] = {}
+    for place, (name, proto, least) in enumerate(tensor_protos(model)):
+        outside = (data or {}).get(place)  # the main graph's initialisers come first
+        load = plain_loader(proto, outside) if outside else None
+        if outside and load is None:
+            proto.raw_data = outside.load().tobytes()
         if not prod(proto.dims):
             continue
-        if _is_empty(proto):
-            raise FileError(f"tensor '{name}' has no data; was a file of weights left behind?")
-        array = _take(proto, least)
-        if array is not None:
-            key, number = name, 2
-            while key in taken:
-                key, number = f"{name}#{number}", number + 1
-            taken[key] = array
-    return taken
+        if load is None:
+            if _is_empty(proto):
+                raise FileError(f"tensor '{name}' has no data; was a file of weights left behind?")
+            array = _take(proto, least)
+            if array is None:
+                continue
+            load = partial(np.asarray, array)
+        key, number = name, 2
+        while key in taken:
+            key, number = f"{name}#{number}", number + 1
+        taken[key] = load
+    return Loaded(taken)
+
+
+def uses_other_file(proto: Any) -> bool:
+    """Whether a tensor's data stand in a file of their own."""
+    from onnx.external_data_helper import uses_external_data
+
+    return bool(uses_external_data(proto))
 
 
 def put_tensors(model: Any, arrays: Iterable[NDArray[Any]]) -> None:
@@ -105,7 +124,7 @@ def _all(attribute: Any, single: str, several: str) -> list[Any]:
 
 
 def _is_empty(proto: Any) -> bool:
-    return not proto.raw_data and not any(len(getattr(proto, field)) for field in _FIELDS)
+    return not proto.raw_data and not any(len(getattr(proto, field)) for field in FIELDS)
 
 
 def _take(proto: Any, least: int) -> NDArray[Any] | None:
@@ -128,7 +147,7 @@ def _take(proto: Any, least: int) -> NDArray[Any] | None:
 def _clear(proto: Any) -> None:
     if proto.raw_data:
         proto.raw_data = b""
-    for field in _FIELDS:
+    for field in FIELDS:
         proto.ClearField(field)
 
 
@@ -150,8 +169,8 @@ def _is_plain(proto: Any, dtype: np.dtype[Any]) -> bool:
     """Whether the data are whole values in `raw_data`, which any array gives back."""
     return (
         len(proto.raw_data) == prod(proto.dims) * dtype.itemsize
-        and not any(len(getattr(proto, field)) for field in _FIELDS)
-        and _bits(dtype) == 8 * dtype.itemsize
+        and not any(len(getattr(proto, field)) for field in FIELDS)
+        and bits_of(dtype) == 8 * dtype.itemsize
     )
 
 
@@ -174,20 +193,12 @@ def _fill(proto: Any, array: NDArray[Any]) -> None:
         dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
         if array.dtype.name != dtype.name:
             raise FileError(f"tensor '{proto.name}' is {array.dtype} where the graph has {dtype}")
-        if _bits(dtype) == 8 * dtype.itemsize:
+        if bits_of(dtype) == 8 * dtype.itemsize:
             little = array.astype(array.dtype.newbyteorder("<"), copy=False)
             proto.raw_data = little.tobytes()
         else:
             proto.raw_data = numpy_helper.from_array(array).raw_data
     else:
         typed = helper.make_tensor(proto.name, proto.data_type, proto.dims, array.reshape(-1))
-        for field in _FIELDS:
+        for field in FIELDS:
             getattr(proto, field).extend(getattr(typed, field))
-
-
-def _bits(dtype: np.dtype[Any]) -> int:
-    """Bits of one value as ONNX packs it."""
-    for name, bits in (("int4", 4), ("float4", 4), ("int2", 2), ("float6", 6)):
-        if name in dtype.name:
-            return bits
-    return 8 * dtype.itemsize

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.archive import Archive
-from rarefy.store.onnx_tensors import put_tensors, take_tensors
+from rarefy.store.onnx_file import Data, read_model
+from rarefy.store.onnx_tensors import (
+    put_tensors,
+    take_tensors,
+    tensor_protos,
+    uses_other_file,
+)
 from rarefy.store.replacing import replacing
 from rarefy.store.rfy import read, write
 from rarefy.store.safetensors_file import SafetensorsFile, write_file
@@ -46,8 +52,8 @@ def pack(
     """
     path = Path(source)
     if path.suffix == ".onnx":
-        model = _load(path)
-        tensors = take_tensors(model)
+        model, data = _load(path)
+        tensors = take_tensors(model, data)
         program = model.SerializeToString(deterministic=True)
         del model
         return write(out, tensors, program=program, kind="onnx", info=info, coder=coder)
@@ -139,16 +145,20 @@ def _strip_nodes(nodes: Any, node_names: bool) -> None:
                 _strip_graph(graph, node_names)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, Mapping[int, Data]]:
+    """The model and the data that were left in its file; those in other files are loaded."""
     import onnx
 
+    data: Mapping[int, Data]
     try:
-        model = onnx.load(path)
+        model, data = read_model(path)
+        if any(uses_other_file(proto) for _, proto, _ in tensor_protos(model)):
+            model, data = onnx.load(path), {}
     except (OSError, ValueError, _decode_error(), onnx.checker.ValidationError) as error:
         raise FileError(f"{path} is no readable ONNX file: {error}") from error
     if not model.HasField("graph") or not model.opset_import:
         raise FileError(f"{path} is no readable ONNX file: it is empty or cut short")
-    return model
+    return model, data
 
 
 def _model(archive: Archive) -> Any:
