@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reestimate-norms": {},
     "distill": {"epochs": 1},
     "share-weights": {"bits": 4, "epochs": 1},
+    "vector-quantization": {},
     "hash-weights": {"epochs": 1, "start": "projected"},
     "fixed-point": {"bits": 4},
     "static-int8": {},

@@ -25,6 +25,7 @@ STEPS: dict[str, dict[str, object]] = {
     "reestimate-norms": {},
     "distill": {"epochs": 1},
     "share-weights": {"bits": 5, "epochs": 1},
+    "vector-quantization": {"layers": "*"},
     "hash-weights": {"epochs": 1, "start": "projected"},
     "fixed-point": {},
     "static-int8": {},
@@ -32,17 +33,18 @@ STEPS: dict[str, dict[str, object]] = {
 }
 # Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
 TABLE = """
-                   pw pc ft rn di sw hw fp i8 hp
-prune-weights       x  x  x  x  x  x  .  x  x  x
-prune-connections   x  x  x  x  x  x  .  x  x  x
-finetune            x  x  x  x  x  x  x  x  x  x
-reestimate-norms    x  x  x  x  x  x  x  x  x  x
-distill             x  x  x  x  x  x  x  x  x  x
-share-weights       .  .  x  x  x  x  .  x  x  x
-hash-weights        .  .  x  x  x  x  .  x  x  x
-fixed-point         .  .  .  x  .  .  .  .  .  .
-static-int8         .  .  .  x  .  .  .  .  .  .
-half-precision      .  .  .  .  .  .  .  .  .  .
+                   pw pc ft rn di sw vq hw fp i8 hp
+prune-weights       x  x  x  x  x  x  x  .  x  x  x
+prune-connections   x  x  x  x  x  x  x  .  x  x  x
+finetune            x  x  x  x  x  x  x  x  x  x  x
+reestimate-norms    x  x  x  x  x  x  x  x  x  x  x
+distill             x  x  x  x  x  x  x  x  x  x  x
+share-weights       .  .  x  x  x  x  x  .  x  x  x
+vector-quantization .  .  x  x  x  x  x  .  x  x  x
+hash-weights        .  .  x  x  x  x  x  .  x  x  x
+fixed-point         .  .  .  x  .  .  .  .  .  .  .
+static-int8         .  .  .  x  .  .  .  .  .  .  .
+half-precision      .  .  .  .  .  .  .  .  .  .  .
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

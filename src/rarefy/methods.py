@@ -23,6 +23,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.share_weights:ShareWeights",
         "k-means clusters of weights share one trained value",
     ),
+    "vector-quantization": (
+        "rarefy.quantize.vector_quantization:VectorQuantization",
+        "weights put together from table rows found by k-means: product, residual, signs",
+    ),
     "hash-weights": (
         "rarefy.quantize.hashed_weights:HashWeights",
         "a hash function decides which weights share a value",

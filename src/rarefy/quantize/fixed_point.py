@@ -79,8 +79,8 @@ def fixed_point(
 class FixedPoint(Step):
     """Rounds weights to b-bit integers times a scale from their largest absolute value.
 
-    Activations stay float. The weights stay trainable on their grid until they are stored, so a
-    fine-tuning step behind this one adapts them.
+    Activations stay float. Training belongs before this step: none that trains reads weights on a grid,
+    whose scales would stay those of the weights before.
 
     Attributes:
         bits: of a weight, sign included.
