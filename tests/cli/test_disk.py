@@ -24,8 +24,8 @@ def room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# the first exported network, the network beside it, the report at the end
-@pytest.mark.parametrize("size", [500, 3_000, 200_000])
+# what the first stage writes, and the report at the end
+@pytest.mark.parametrize("size", [3_000, 200_000])
 def test_a_compression_without_room(size: int, here: Path) -> None:
     (here / "r.yaml").write_text("steps:\n  - prune-weights: {sparsity: 0.5}\n")
     (here / "out").mkdir()

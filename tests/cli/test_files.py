@@ -87,7 +87,7 @@ def test_damaged_archives(name: str, damaged: Path) -> None:
     ("name", "complaint"),
     [
         ("cut.onnx", "cut.onnx is no readable ONNX file"),
-        ("empty.onnx", "empty.onnx is no readable ONNX file: it is empty or cut short"),
+        ("empty.onnx", "empty.onnx is no readable ONNX file"),
         ("folder.onnx", "folder.onnx is no readable ONNX file"),
         ("absent.onnx", "absent.onnx is no readable ONNX file"),
         ("cut.safetensors", "cut.safetensors is no readable .safetensors file"),
