@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which labels every tensor of a running network carries, and what joins them."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ class Book:
         roles: (name, axis) → ``"in"`` or ``"out"`` of a parameter that is multiplied as a matrix or kernel.
         groups: labels of the groups of the last grouped convolution or norm, shape (groups,).
         sized: whether somebody else looks after the grids that the running call makes.
+        read: keys of tensors that an operator read.
         watching: whether the operators that run are the network's, not our own.
         ran: how many operators ran.
         counted: number of an operator that looks at all positions of an axis with labels, as a mean does →
@@ -45,6 +47,7 @@ class Book:
         self.groups: Tensor | None = None
         self.sized = False
         self.watching = True
+        self.read: set[Key] = set()
         self.ran = 0
         self.counted: dict[int, Fields] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -103,6 +106,31 @@ class Book:
         for tensor in tensors:
             for labels in self.fields(tensor):
                 self.labels.fix(labels)
+
+    def fresh_slices(self, labels: Tensor, axis: int) -> Tensor:
+        """New labels for whole slices along an axis, the same one for slices that are alike, shape (n,)."""
+        rows = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        _, which = rows.unique(dim=0, return_inverse=True)
+        return self.labels.fresh(int(which.max()) + 1)[which]
+
+    def cross(self, fields: Fields, spans: Iterable[range]) -> Fields:
+        """Labels of axes that are about to be joined, each with labels of its own, become one grid.
+
+        Args:
+            fields: of a tensor.
+            spans: runs of its axes that are joined.
+        """
+        for span in spans:
+            inside = [f for f in fields if len(axes_of(f)) == 1 and axes_of(f)[0] in span]
+            if len({axes_of(f) for f in inside}) == len(inside) > 1:
+                shape = [
+                    n if n > 1 else 1 for n in torch.broadcast_shapes(*(f.shape for f in inside))
+                ]
+                grid = self.labels.fresh(math.prod(shape)).reshape(shape)
+                by_axis = {axes_of(f)[0]: compact(f) for f in inside}
+                self.block(grid, by_axis, prefer=min(by_axis))
+                fields = (*(f for f in fields if all(f is not i for i in inside)), grid)
+        return fields
 
     def barrier(self, name: str, tensors: Sequence[Tensor]) -> None:
         """An operator that nobody knows keeps what it reads."""
@@ -224,7 +252,7 @@ class Book:
             left = [a for a in axes_of(labels) if a not in axes]
             gone = [a for a in axes_of(labels) if a in axes]
             if gone and len(left) == 1:
-                slices = self.labels.fresh(labels.shape[left[0]])
+                slices = self.fresh_slices(labels, left[0])
                 self.block(labels, {left[0]: slices}, prefer=left[0] if prefer else None)
                 labels = slices.reshape(along(len(slices), left[0], labels.dim()))
             elif gone and left:

@@ -121,7 +121,6 @@ def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Co
         ModelError: the network fails on the example.
     """
     was = {m: m.training for m in model.modules()}
-    model.eval()
     try:
         book, wired, places = follow(model, example)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

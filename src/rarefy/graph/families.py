@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rarefy.graph.fields import kept_along
 from rarefy.graph.labels import FIXED, Labels, components
-from rarefy.graph.numbers import Attribute, Extent
+from rarefy.graph.numbers import Attribute, Extent, Source
 from rarefy.graph.sizes import Wired
 
 
@@ -33,7 +34,7 @@ def families(
         counted = touching(item.fields, item.axis, owner, labels)
         extents = [s for s in item.size.sources if isinstance(s, Extent)]
         read = {g for e in extents for g in touching(e.fields, e.axis, owner, labels)}
-        if extents and not (len(item.size.sources) == 1 and alike(item, extents[0], labels)):
+        if extents and any(breaks(item, owner == g, labels) for g in counted | read):
             link(counted | read, pairs)
         for source in item.size.sources:
             if isinstance(source, Attribute) and counted:
@@ -56,18 +57,25 @@ def touching(fields: Sequence[Tensor], axis: int, owner: Tensor, labels: Labels)
     return found - {-1}
 
 
-def alike(item: Wired, extent: Extent, labels: Labels) -> bool:
-    """Whether a size is read from an axis that is cut exactly as the one that it counts."""
-    sides = [
-        [f for f in fields if f.shape[axis] > 1]
-        for fields, axis in ((item.fields, item.axis), (extent.fields, extent.axis))
-    ]
-    if any(len(side) != 1 for side in sides):
-        return False
-    mine, theirs = (side[0].reshape(-1) for side in sides)
-    if mine.shape != theirs.shape or bool((mine == FIXED).any() | (theirs == FIXED).any()):
-        return False
-    return torch.equal(labels.roots[mine].sort().values, labels.roots[theirs].sort().values)
+def breaks(item: Wired, group: Tensor, labels: Labels) -> bool:
+    """Whether a size goes wrong if one unit of a group goes alone.
+
+    Args:
+        item: the size.
+        group: which classes are units of the group, shape (count,).
+        labels: all labels.
+    """
+    first = int(group.nonzero()[0, 0])
+    removed = torch.cat([labels.roots == first, torch.zeros(1, dtype=torch.bool)])
+
+    def look(source: Source) -> int:
+        if isinstance(source, Extent):
+            kept = kept_along(source.fields, source.axis, removed)
+            return 0 if kept is None else int(kept.sum())
+        return source.value
+
+    kept = kept_along(item.fields, item.axis, removed)
+    return kept is not None and item.size.formula(look) != int(kept.sum())
 
 
 def link(groups: set[int], pairs: list[tuple[int, int]]) -> None:

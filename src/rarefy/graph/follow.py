@@ -42,6 +42,8 @@ class Operators(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
             self.reformed(name, args, fields, shape)
             return out
+        operator = Run(func, values, None)
+        self.book.read.update(self.book.key(t) for t in operator.tensors)
         out = func(*args, **(kwargs or {}))
         spread(self.book, Run(func, values, out))
         return out
@@ -106,7 +108,9 @@ SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
 def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[int, Any]]:
-    """Runs `model` once in the mode that it is in; what its outputs carry is fixed.
+    """Runs `model` once in eval mode, and once more as in training if some parameters did not take part.
+
+    What its outputs carry is fixed, and so is what never ran.
 
     Returns:
         The book of labels, the sizes that the code writes down, and the objects whose attributes they are
@@ -114,11 +118,34 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
     """
     book = Book(model)
     functions = Functions(book)
-    with ExitStack() as stack:
-        places = stack.enter_context(remembering(model))
-        stack.enter_context(unfused())
-        stack.enter_context(functions)
-        stack.enter_context(Operators(book))
-        result = call(model, example)
-    book.fix(*tensors_of(result))
+    with remembering(model) as places:
+        run(model.eval(), example, functions)
+        if unread(model, book):
+            state = {name: b.detach().clone() for name, b in model.named_buffers()}
+            try:
+                run(model.train(), example, functions)
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+                pass  # a head that runs in training alone may want labels; it stays whole
+            finally:
+                model.eval()
+                for name, b in model.named_buffers():
+                    b.copy_(state[name])
+    for name in unread(model, book):
+        for labels in book.parameters[name]:
+            book.labels.fix(labels)
     return book, functions.wired, places
+
+
+def run(model: nn.Module, example: Inputs, functions: Functions) -> None:
+    """Runs a network once under the eyes of a book."""
+    with ExitStack() as stack:
+        stack.enter_context(unfused(model))
+        stack.enter_context(functions)
+        stack.enter_context(Operators(functions.book))
+        result = call(model, example)
+    functions.book.fix(*tensors_of(result))
+
+
+def unread(model: nn.Module, book: Book) -> list[str]:
+    """Parameters that no operator read."""
+    return [name for name, p in model.named_parameters() if book.key(p) not in book.read]

@@ -136,7 +136,7 @@ def masked_outputs(
             for axis, each in enumerate(gone):
                 values.index_fill_(axis, each.nonzero()[:, 0].to(values.device), 0)
             zeroed[name] = values
-    with unfused(), Masking(book.counted, removed):
+    with unfused(model), Masking(book.counted, removed):
         return outputs_with(model, zeroed, example)
 
 

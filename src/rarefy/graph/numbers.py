@@ -18,11 +18,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer that a module, or an object that it holds, keeps under a name, maybe in a tuple or list."""
+    """An integer that a module, or an object that it holds, keeps under a name, maybe in a tuple or list.
+
+    Attributes:
+        holder: identity of the object.
+        name: of the attribute.
+        index: in the tuple or list, if it is one.
+        value: before any cut.
+    """
 
     holder: int
     name: str
-    index: int | None = None
+    index: int | None
+    value: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +147,10 @@ def whole(value: Any) -> bool:
 def numbered(value: Any, holder: int, name: str) -> Any:
     """The same value made of numbers, or None if it holds no sizes."""
     if whole(value):
-        return Number.of(value, Attribute(holder, name))
+        return Number.of(value, Attribute(holder, name, None, value))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
         return type(value)(
-            Number.of(item, Attribute(holder, name, i)) if item > 1 else item
+            Number.of(item, Attribute(holder, name, i, item)) if item > 1 else item
             for i, item in enumerate(value)
         )
     return None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rarefy.graph.book import Book
 from rarefy.graph.numbers import Number
-from rarefy.graph.sizes import Wired, constraint, keep_along
+from rarefy.graph.sizes import Wired, add_labels, constraint, keep_along
 
 
 @constraint("split", "split_with_sizes", "tensor_split")
@@ -119,4 +119,17 @@ def narrowed(book: Book, wired: list[Wired], args: Any, kwargs: Any, out: Tensor
         wired.append(Wired(length, book.fields(out), axis, "narrow"))
     elif out.shape[axis] < args[0].shape[axis]:
         keep_along(book, args[0], axis)
+    return out
+
+
+@constraint("repeat_interleave")
+def repeated(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) -> Any:
+    """Copies of the only position along an axis can become fewer."""
+    out = book.run(func, args, kwargs)
+    repeats = kwargs.get("repeats", args[1] if len(args) > 1 else None)
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if isinstance(repeats, Number) and dim is not None and args[0].shape[dim] == 1 and repeats > 1:
+        axis = dim % out.dim()
+        add_labels(book, out, axis)
+        wired.append(Wired(repeats, book.fields(out), axis, "repeat_interleave"))
     return out

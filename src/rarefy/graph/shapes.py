@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rarefy.graph.book import Book
-from rarefy.graph.fields import along, axes_of, regroup, replay
+from rarefy.graph.fields import along, axes_of, regroup, replay, runs
 from rarefy.graph.operators import RULES, Run, only, rule
 
 
@@ -32,9 +32,9 @@ def moved(book: Book, run: Run) -> None:
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten")
 def viewed(book: Book, run: Run) -> None:
     """Axes are joined and split; what is split must stay a rectangle."""
-    fields = [
-        regroup(labels, run["self"].shape, run.out.shape) for labels in book.fields(run["self"])
-    ]
+    old, new = run["self"].shape, run.out.shape
+    joined = [range(start, stop) for start, stop, _, _ in runs(old, new) if stop - start > 1]
+    fields = [regroup(f, old, new) for f in book.cross(book.fields(run["self"]), joined)]
     book.put(run.out, fields)
     for labels in fields:
         if labels is not None and len(axes_of(labels)) > 1 and not book.sized:

@@ -78,6 +78,8 @@ def shaped(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) ->
         return out
     if name in FACTORIES:
         label_new(book, out, sizes)
+    elif name == "expand":
+        label_grown(book, args[0], out, sizes)
     fields = book.fields(out)
     first = out.dim() - len(sizes)
     if name == "unflatten":
@@ -142,6 +144,27 @@ def label_new(book: Book, out: Tensor, sizes: Sequence[Any]) -> None:
             labels = book.labels.fresh(int(size))
             fields.append(labels.reshape([-1 if i == axis else 1 for i in range(out.dim())]))
     book.put(out, fields)
+
+
+def label_grown(book: Book, x: Tensor, out: Tensor, sizes: Sequence[Any]) -> None:
+    """Copies along an axis, as many as an attribute says, can become fewer: the axis gets labels.
+
+    Where the axis before it has several positions, as with grouped queries, whole positions of that one go.
+    """
+    lead = out.dim() - x.dim()
+    for i, size in enumerate(sizes):
+        axis = out.dim() - len(sizes) + i
+        single = axis < lead or x.shape[axis - lead] == 1
+        alone = axis == 0 or out.shape[axis - 1] == 1
+        if isinstance(size, Number) and single and alone and out.shape[axis] > 1:
+            add_labels(book, out, axis)
+
+
+def add_labels(book: Book, out: Tensor, axis: int) -> None:
+    """New labels along one axis of a tensor."""
+    labels = book.labels.fresh(out.shape[axis])
+    shape = [-1 if i == axis else 1 for i in range(out.dim())]
+    book.put(out, (*book.fields(out), labels.reshape(shape)))
 
 
 def keep_along(book: Book, x: Tensor, axis: int) -> None:

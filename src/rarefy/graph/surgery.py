@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from rarefy.errors import ModelError
 from rarefy.graph.coupling import Coupling, Group
 from rarefy.graph.fields import kept_along
-from rarefy.graph.numbers import Attribute, Lookup, Source
+from rarefy.graph.numbers import Attribute, Extent, Lookup, Source
 from rarefy.graph.sizes import Wired
 
 SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...] = (
     ((nn.Linear,), {"in_features": ("weight", 1), "out_features": ("weight", 0)}),
     ((nn.Embedding, nn.EmbeddingBag), {"embedding_dim": ("weight", 1)}),
     ((nn.modules.batchnorm._NormBase,), {"num_features": ("running_mean", 0)}),
+    ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0)}),
     ((nn.GroupNorm,), {"num_channels": ("weight", 0)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
 )  # fmt: skip
@@ -46,7 +47,7 @@ def unsatisfied(coupling: Coupling, removed: Tensor) -> tuple[dict[Attribute, in
 
     def look(source: Source) -> int:
         if isinstance(source, Attribute):
-            return values.get(source, read(coupling.places, source))
+            return values.get(source, source.value)
         kept = kept_along(source.fields, source.axis, removed)
         assert kept is not None
         return int(kept.sum())
@@ -95,12 +96,6 @@ def solve(
         except ZeroDivisionError:
             continue
     values[unknown] = before
-
-
-def read(places: dict[int, Any], attribute: Attribute) -> int:
-    """The present value of an attribute."""
-    value = vars(places[attribute.holder])[attribute.name]
-    return int(value if attribute.index is None else value[attribute.index])
 
 
 def write(places: dict[int, Any], attribute: Attribute, value: int, undo: Undo) -> None:
@@ -163,8 +158,7 @@ def tell_sizes(module: nn.Module, undo: Undo) -> None:
     for kinds, names in SIZES:
         if isinstance(module, kinds):
             for name, (tensor, axis) in names.items():
-                held = getattr(module, tensor, None)
-                if isinstance(held, Tensor) and held.dim() > axis:
+                if (held := getattr(module, tensor, None)) is not None and held.dim() > axis:
                     told[name] = held.shape[axis]
     if isinstance(module, nn.modules.conv._ConvNd):
         first, second = module.weight.shape[:2]
@@ -215,13 +209,17 @@ def plan(
 def involved(
     coupling: Coupling, chosen: list[tuple[Group, Tensor]], wrong: list[Wired]
 ) -> list[Group]:
-    """The groups whose cut makes a size wrong."""
+    """The groups whose cut makes a size wrong: it counts them, or another that shares an attribute does."""
+    attributes = {a for wired in wrong for a in attributes_of(wired)}
+    sharing = [w for w in coupling.wired if attributes & set(attributes_of(w))]
     roots = coupling.book.labels.roots
     touched = torch.zeros(len(roots) + 1, dtype=torch.bool)
-    for wired in wrong:
-        for labels in wired.fields:
-            if labels.shape[wired.axis] > 1:
-                touched[labels.reshape(-1)] = True
+    for wired in (*wrong, *sharing):
+        extents = [(s.fields, s.axis) for s in wired.size.sources if isinstance(s, Extent)]
+        for fields, axis in ((wired.fields, wired.axis), *extents):
+            for labels in fields:
+                if labels.shape[axis] > 1:
+                    touched[labels.reshape(-1)] = True
     classes = roots[touched[:-1]].unique()
     known = {g.family for g, _ in chosen if bool(torch.isin(g.classes, classes).any())}
     return [g for g, _ in chosen if g.family in known or not known]

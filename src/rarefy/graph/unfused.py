@@ -5,19 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def unfused() -> Iterator[None]:
-    """Keeps PyTorch from replacing layers by fused kernels, which hide their operators."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Keeps PyTorch from replacing layers of `model` by fused kernels; nothing is differentiated."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with (
-            torch.no_grad(),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        ):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = onednn
