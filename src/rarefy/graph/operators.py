@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, axes_of
+from rarefy.graph.joins import combine
 
 
 @dataclass(frozen=True)
@@ -146,5 +147,5 @@ def pointwise(book: Book, run: Run) -> None:
     """Results carry what their operands carry, and operands are cut alike."""
     inputs = [t for t in run.tensors if t.dim()]
     for out in run.results:
-        merged = book.combine([(book.fields(t), t.shape) for t in inputs], out.dim())
+        merged = combine(book, [(book.fields(t), t.shape) for t in inputs], out.dim())
         book.put(out, merged)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, along, axes_of, compact
+from rarefy.graph.joins import combine, reduce
 from rarefy.graph.operators import Run, only, rule
 
 
@@ -26,7 +27,7 @@ def add(book: Book, out: Tensor, fields: list[Tensor], term: Tensor | None) -> N
     """Puts the labels of a product to which another tensor is added."""
     if term is not None:
         sides = (tuple(fields), out.shape), (book.fields(term), term.shape)
-        fields = book.combine(sides, out.dim())
+        fields = combine(book, sides, out.dim())
     book.put(out, fields)
 
 
@@ -42,9 +43,9 @@ def multiplied(book: Book, run: Run) -> None:
     left = lifted(book, a, a.dim()) if matrix else (book.fields(a), list(a.shape))
     right = lifted(book, b, b.dim() - 2) if matrix else (book.fields(b), list(b.shape))
     dims = max(len(left[1]), len(right[1]))
-    merged = book.combine((left, right), dims)
+    merged = combine(book, (left, right), dims)
     summed = dims - (2 if matrix else 1)
-    add(book, run.out, book.reduce(merged, [summed], prefer=True), term)
+    add(book, run.out, reduce(book, merged, [summed], prefer=True), term)
 
 
 @rule("convolution", "_convolution")
@@ -70,7 +71,7 @@ def convolved(book: Book, run: Run) -> None:
     if bias is not None:
         bias_fields = tuple(f.reshape(along(n_out, 1, run.out.dim())) for f in book.fields(bias))
         sides = (tuple(found), run.out.shape), (bias_fields, along(n_out, 1, run.out.dim()))
-        found = book.combine(sides, run.out.dim())
+        found = combine(book, sides, run.out.dim())
     book.put(run.out, found)
 
 
@@ -131,7 +132,7 @@ def normed(book: Book, run: Run, x: Tensor, parameters: list[Tensor | None], axi
             if p.dim() == 1:
                 fields = tuple(f.reshape(shape) for f in fields)
             operands.append((fields, shape))
-    merged = book.combine(operands, x.dim())
+    merged = combine(book, operands, x.dim())
     book.put(run.results[0], merged)
     for other in run.results[1:]:
         book.put(other, ())
@@ -222,6 +223,6 @@ def weight_normed(book: Book, run: Run) -> None:
     v, g = run["v"], run["g"]
     book.put(
         run.results[0],
-        book.combine([(book.fields(v), v.shape), (book.fields(g), g.shape)], v.dim()),
+        combine(book, [(book.fields(v), v.shape), (book.fields(g), g.shape)], v.dim()),
     )
     book.put(run.results[1], book.fields(g))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import along, axes_of, regroup, replay, runs
+from rarefy.graph.joins import combine, cross, reduce
 from rarefy.graph.operators import RULES, Run, only, rule
 
 
@@ -34,7 +35,7 @@ def viewed(book: Book, run: Run) -> None:
     """Axes are joined and split; what is split must stay a rectangle."""
     old, new = run["self"].shape, run.out.shape
     joined = [range(start, stop) for start, stop, _, _ in runs(old, new) if stop - start > 1]
-    fields = [regroup(f, old, new) for f in book.cross(book.fields(run["self"]), joined)]
+    fields = [regroup(f, old, new) for f in cross(book, book.fields(run["self"]), joined)]
     book.put(run.out, fields)
     for labels in fields:
         if labels is not None and len(axes_of(labels)) > 1 and not book.sized:
@@ -64,7 +65,7 @@ def copied(book: Book, run: Run) -> None:
     """What is written over must be cut as what is written."""
     target, source = run["self"], run["src"]
     lead = target.dim()
-    merged = book.combine([(book.fields(t), t.shape) for t in (target, source)], lead)
+    merged = combine(book, [(book.fields(t), t.shape) for t in (target, source)], lead)
     book.put(target, merged)
     book.put(run.out, merged)
 
@@ -83,7 +84,7 @@ def joined(book: Book, run: Run) -> None:
     shape = list(out.shape)
     shape[axis] = 1
     across = [([f for f in fields if f.shape[axis] == 1], shape) for fields, _ in lifted]
-    merged = book.combine(across, out.dim())  # type: ignore[arg-type]
+    merged = combine(book, across, out.dim())  # type: ignore[arg-type]
     crossing = [[f for f in fields if f.shape[axis] > 1] for fields, _ in lifted]
     if any(crossing):
         merged += side_by_side(book, [t.shape for _, t in lifted], crossing, axis)
@@ -171,7 +172,7 @@ def gathered(book: Book, run: Run) -> None:
     fields = only(book, x, keep)
     book.put(
         run.out,
-        book.combine([(fields, run.out.shape), (only(book, index, keep), index.shape)], x.dim()),
+        combine(book, [(fields, run.out.shape), (only(book, index, keep), index.shape)], x.dim()),
     )
 
 
@@ -182,7 +183,7 @@ def sums(book: Book, run: Run) -> None:
     axes = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(
         range(x.dim())
     )
-    fields = book.reduce(book.fields(x), axes, bool(run["keepdim"]))
+    fields = reduce(book, book.fields(x), axes, bool(run["keepdim"]))
     for out in run.results:
         book.put(out, fields if out.dim() else ())
 
