@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-point": {"bits": 4},
     "static-int8": {},
     "half-precision": {},
+    "factorize": {"fit": "outputs", "repair": "least-squares"},
 }
 
 

@@ -30,21 +30,23 @@ STEPS: dict[str, dict[str, object]] = {
     "fixed-point": {},
     "static-int8": {},
     "half-precision": {},
+    "factorize": {"rank": 2},
 }
 # Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
 TABLE = """
-                   pw pc ft rn di sw vq hw fp i8 hp
-prune-weights       x  x  x  x  x  x  x  .  x  x  x
-prune-connections   x  x  x  x  x  x  x  .  x  x  x
-finetune            x  x  x  x  x  x  x  x  x  x  x
-reestimate-norms    x  x  x  x  x  x  x  x  x  x  x
-distill             x  x  x  x  x  x  x  x  x  x  x
-share-weights       .  .  x  x  x  x  x  .  x  x  x
-vector-quantization .  .  x  x  x  x  x  .  x  x  x
-hash-weights        .  .  x  x  x  x  x  .  x  x  x
-fixed-point         .  .  .  x  .  .  .  .  .  .  .
-static-int8         .  .  .  x  .  .  .  .  .  .  .
-half-precision      .  .  .  .  .  .  .  .  .  .  .
+                   pw pc ft rn di sw vq hw fp i8 hp fz
+prune-weights       x  x  x  x  x  x  x  .  x  x  x  .
+prune-connections   x  x  x  x  x  x  x  .  x  x  x  .
+finetune            x  x  x  x  x  x  x  x  x  x  x  x
+reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x
+distill             x  x  x  x  x  x  x  x  x  x  x  x
+share-weights       .  .  x  x  x  x  x  .  x  x  x  .
+vector-quantization .  .  x  x  x  x  x  .  x  x  x  .
+hash-weights        .  .  x  x  x  x  x  .  x  x  x  .
+fixed-point         .  .  .  x  .  .  .  .  .  .  .  .
+static-int8         .  .  .  x  .  .  .  .  .  .  .  .
+half-precision      .  .  .  .  .  .  .  .  .  .  .  .
+factorize           x  x  x  x  x  x  x  x  x  x  x  x
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

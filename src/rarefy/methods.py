@@ -43,4 +43,8 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
     ),
+    "factorize": (
+        "rarefy.factorize.factorize:Factorize",
+        "layers become sequences of smaller ones: low rank, separable kernels, Tucker, CP, tensor trains",
+    ),
 }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers as products of smaller layers: low rank, separable kernels, tensor decompositions."""
