@@ -4,18 +4,12 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from rarefy.errors import TaskError
-from rarefy.loops.modes import device_of
-from rarefy.loops.progress import watch
+from rarefy.loops.norms import reestimate_norms
 from rarefy.loops.repair import repair, training_of
-from rarefy.measure.quality import batches_of
 from rarefy.step import Context, Count, Fraction, Positive, Step
-from rarefy.task import call, move, tensors_of
 
 
 @dataclass(frozen=True)
@@ -73,30 +67,6 @@ class ReestimateNorms(Step):
         Raises:
             TaskError: a batch of one example, which has no spread.
         """
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        if not norms:
+        if not reestimate_norms(model, context.task, self.examples):
             context.record.setdefault("notes", []).append(f"{self.key()}: there is no batch norm")
-            return model
-        was = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average over all batches
-        model.eval()
-        device = device_of(model)
-        try:
-            for norm in norms:
-                norm.train()
-            batches = batches_of(context.task, "calibration", self.examples)
-            with torch.no_grad():
-                for inputs in watch(batches, "batch norms"):
-                    if len(tensors_of(inputs)[0]) < 2:
-                        raise TaskError(
-                            f"task '{context.task.name}' has a calibration batch of one example; "
-                            "batch statistics need two or more: drop the last batch or take larger ones"
-                        )
-                    call(model, move(inputs, device))
-        finally:
-            for norm, momentum in zip(norms, was, strict=True):
-                norm.momentum = momentum
-            model.eval()
         return model
