@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a recipe on a network: every step measured, every stage kept, the end exported and proven."""
 
-import copy
 import dataclasses
 import hashlib
 import tempfile
@@ -18,6 +17,7 @@ import rarefy
 from rarefy.budget import Budget
 from rarefy.errors import ModelError
 from rarefy.export.artefact import Artefact, write_program
+from rarefy.export.finished import baked_copy
 from rarefy.forms.shadow import bake
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import Evidence, metric_facts
@@ -25,6 +25,7 @@ from rarefy.measure.quality import evaluate
 from rarefy.measure.verdict import judge
 from rarefy.recipe import Recipe
 from rarefy.step import Context, Step
+from rarefy.store.mapped import copy_to_files, move_to_files
 from rarefy.store.replacing import together
 from rarefy.store.stages import Stage, model_key, open_stage
 from rarefy.task import Task, call, move, tensors_of
@@ -103,7 +104,7 @@ def run_recipe(
     model.eval()
     try:
         stages, last = run_steps(model, task, recipe, seed, folder)
-        bake(last)
+        bake(last, lambda module: move_to_files(module, folder))
         evidence = Evidence(
             model, last, task, [s.program for s in stages], [s.facts for s in stages]
         )
@@ -175,14 +176,15 @@ def run_steps(
             current = None  # restored only if a later step needs it
             continue
         if current is None:
-            current = copy.deepcopy(original) if number == 1 else before.load(original)
+            current = copy_to_files(original, folder) if number == 1 else before.load(original)
         context = Context(
             task, original, device, step_seed(seed, number), {}, stage.working_folder()
         )
         current, seconds = apply_step(step, current, context)
+        move_to_files(current, folder)
         measure_stage(stage, current, original, task, str(step), seconds, context.record)
     if current is None:
-        current = stage.load(original) if recipe.steps else copy.deepcopy(original)
+        current = stage.load(original) if recipe.steps else copy_to_files(original, folder)
     return stages, current
 
 
@@ -207,8 +209,8 @@ def measure_stage(
     record: dict[str, Any],
 ) -> None:
     """Exports and measures the network as it would be stored now, and saves the stage."""
-    stored = bake(copy.deepcopy(model)) if model is not original else model
     stage.folder.mkdir(parents=True, exist_ok=True)
+    stored = baked_copy(model, stage.folder) if model is not original else model
     sizes = write_program(stored, task, stage.program)
     quality = evaluate(stored, task, reference=original, label=f"measure {name[:40]}")
     facts = {

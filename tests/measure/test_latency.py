@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.measure import latency as page
-from rarefy.measure.latency import latency, repetitions_of
+from rarefy.measure.latency import latency, latency_in_turns, repetitions_of
 
 X = torch.randn(3, 4)
 
@@ -106,3 +106,29 @@ def test_no_candidate_or_round_is_an_error() -> None:
         latency({}, X, rounds=5)
     with pytest.raises(ValueError, match="1 and 0"):
         latency({"a": nn.Identity()}, X, rounds=0)
+    with pytest.raises(ValueError, match="at least one turn; it got 0"):
+        latency_in_turns({"a": nn.Identity}, X, turns=0)
+
+
+def test_in_turns_one_candidate_is_open_at_a_time_and_each_as_often() -> None:
+    alive: set[str] = set()
+    opened: list[str] = []
+
+    class Held:
+        def __init__(self, name: str) -> None:
+            assert not alive
+            self.name = name
+            alive.add(name)
+            opened.append(name)
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def __del__(self) -> None:
+            alive.discard(self.name)
+
+    found = latency_in_turns({n: lambda n=n: Held(n) for n in "abc"}, X, turns=3, rounds=6)  # type: ignore[misc]
+    assert sorted(opened) == sorted("abc" * 3)
+    assert {f.rounds for f in found.values()} == {6}
+    assert found["a"].ratio == 1.0
+    assert not alive

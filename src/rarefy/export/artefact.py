@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that a compression ends in: the runtime's model and the coded archive."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from rarefy.export.onnx import export_onnx, save_onnx
+from rarefy.export.onnx import write_onnx
+from rarefy.store.hashing import hash_file
 from rarefy.store.pack import pack
 from rarefy.task import Task
 
@@ -23,7 +23,7 @@ VOLATILE = ("latency_ms", "memory_bytes", "seconds")
 def write_program(model: nn.Module, task: Task, path: Path) -> dict[str, int]:
     """Exports a network to `path`; the bytes of it, of its tensors and of both coded, by file kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_onnx(export_onnx(model, task.example), path)
+    write_onnx(model, task.example, path)
     scratch = path.with_suffix(".scratch")
     save_file(distinct(model), str(scratch))
     sizes = {"safetensors": scratch.stat().st_size, "onnx": path.stat().st_size}
@@ -69,7 +69,7 @@ class Artefact:
         """Exports `model` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         made = cls(folder, coder)
-        save_onnx(export_onnx(model, task.example), made.program)
+        write_onnx(model, task.example, made.program)
         return made
 
     def seal(self, document: dict[str, Any], recipe: str) -> None:
@@ -88,7 +88,7 @@ class Artefact:
             "parity": {
                 k: document["parity"][k] for k in ("runtime", "passed", "agreement", "samples")
             },
-            "onnx_sha256": hashlib.sha256(self.program.read_bytes()).hexdigest(),
+            "onnx_sha256": hash_file(self.program),
         }
         for stage in info["stages"]:
             stage["metric"] = [stage["metric"]["name"], stage["metric"]["value"]]

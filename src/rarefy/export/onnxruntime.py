@@ -15,10 +15,13 @@ from rarefy.errors import ModelError
 from rarefy.export.session import (
     Program,
     could_saturate,
+    large,
+    open_large,
     open_session,
     sentence,
     session_options,
     with_outputs,
+    write_optimised,
 )
 from rarefy.export.threads import default_threads
 from rarefy.task import Inputs
@@ -89,7 +92,11 @@ class OnnxRuntime:
         self.threads = threads if threads is not None else default_threads()
         self.program = with_outputs(program, outputs) if outputs else program
         self.exact = exact and could_saturate(self.program)
-        self.session = open_session(self.program, session_options(self.threads, self.exact))
+        self.fused: ModelProto | None = None
+        if isinstance(self.program, (str, Path)) and large(self.program):
+            self.session, self.fused = open_large(self.program, self.threads, self.exact)
+        else:
+            self.session = open_session(self.program, session_options(self.threads, self.exact))
         self.inputs: dict[str, Any] = {i.name: i for i in self.session.get_inputs()}
         self.input_names = list(self.inputs)
         self.output_names = [o.name for o in self.session.get_outputs()]
@@ -148,12 +155,18 @@ class OnnxRuntime:
         return [torch.cat(parts)[:size] for parts in zip(*pieces, strict=True)]
 
     def optimised_graph(self) -> "ModelProto":
-        """The graph as ONNX Runtime runs it on this machine: fused, folded, in its own operators."""
+        """The graph as ONNX Runtime runs it on this machine: fused, folded, in its own operators.
+
+        Of a large file the graph comes without its weights.
+        """
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimised.onnx"
             options = session_options(self.threads, self.exact)
+            if isinstance(self.program, (str, Path)) and large(self.program):
+                write_optimised(self.program, path, options, everything=True)
+                return onnx.load(str(path), load_external_data=False)
             options.optimized_model_filepath = str(path)
             open_session(self.program, options)
             return onnx.load(str(path))
@@ -173,7 +186,9 @@ class OnnxRuntime:
 
         The CPU provider computes float16 files in float32 too: it casts around its operators.
         """
-        return "int8" if INTEGER_NODES & set(self.counts) else "float32"
+        fused = self.fused  # integer operators come with fusing, the layout changes none
+        kinds = {node.op_type for node in fused.graph.node} if fused else set(self.counts)
+        return "int8" if INTEGER_NODES & kinds else "float32"
 
 
 def fixed_batch(inputs: Sequence[Any]) -> int | None:

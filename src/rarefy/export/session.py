@@ -2,6 +2,7 @@
 """Opening an ONNX file in ONNX Runtime: silent, on so many threads, with errors that say what is wrong."""
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -10,6 +11,8 @@ from rarefy.errors import FileError, ModelError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+LARGE = 1 << 24  # bytes
 
 Program: TypeAlias = Union["ModelProto", bytes, str, Path]
 
@@ -29,8 +32,80 @@ def session_options(threads: int, exact: bool = False) -> Any:
     return options
 
 
-def open_session(program: Program, options: Any) -> Any:
+def large(program: str | Path) -> bool:
+    """Whether a file is so large that it counts how often its content is in memory."""
+    path = Path(program)
+    return path.is_file() and path.stat().st_size >= LARGE
+
+
+def open_large(program: str | Path, threads: int, exact: bool) -> tuple[Any, "ModelProto"]:
+    """A session of a large file in two steps, neither of which needs the weights more than once.
+
+    ONNX Runtime holds a file's content, the weights in it and what its optimisations make of them all at
+    once: up to three times the file. Here the weights are mapped where they stand in the file. The first step
+    fuses operators and writes the result to disk, the second maps that and lays weights out for the
+    processor. Operators, arithmetic and speed are those of a session opened directly.
+
+    Returns:
+        The session, and the graph after the first step without its weights.
+
+    Raises:
+        FileError, ModelError: as `OnnxRuntime`.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="rarefy-", ignore_cleanup_errors=True) as folder:
+        fused = Path(folder) / "fused.onnx"
+        write_optimised(program, fused, session_options(threads, exact), everything=False)
+        session = open_session(fused, session_options(threads, exact), str(program))
+        return session, onnx.load(str(fused), load_external_data=False)
+
+
+def write_optimised(program: str | Path, path: Path, options: Any, *, everything: bool) -> None:
+    """Lets ONNX Runtime optimise a file into `path` and, for the weights, into a second file beside it.
+
+    Args:
+        program: whose weights are mapped, not read.
+        path: of the result.
+        options: of a session; changed.
+        everything: whether weights are laid out for this processor as well.
+
+    Raises:
+        FileError, ModelError: as `OnnxRuntime`.
+    """
+    import onnxruntime
+    from onnx.external_data_helper import set_external_data
+
+    from rarefy.store.onnx_file import LEAST, read_model
+
+    file = Path(program).resolve()
+    model, data = read_model(file)
+    for place, found in data.items():
+        tensor = model.graph.initializer[place]
+        set_external_data(tensor, file.name, found.offset, found.size)
+        tensor.ClearField("raw_data")
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if everything else levels.ORT_ENABLE_EXTENDED
+    )
+    options.optimized_model_filepath = str(path)
+    for key, value in {
+        "session.model_external_initializers_file_folder_path": str(file.parent),
+        "session.optimized_model_external_initializers_file_name": f"{path.name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(LEAST),
+        "session.disable_prepacking": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
+    open_session(model.SerializeToString(), options, str(program))
+
+
+def open_session(program: Program, options: Any, called: str | None = None) -> Any:
     """A session on the CPU.
+
+    Args:
+        program: to open.
+        options: of the session.
+        called: the file that errors are to name; default: the program's own.
 
     Raises:
         FileError, ModelError: as `OnnxRuntime`.
@@ -46,7 +121,8 @@ def open_session(program: Program, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        name = f"'{program}'" if isinstance(program, (str, Path)) else "the program"
+        file = called or (str(program) if isinstance(program, (str, Path)) else None)
+        name = f"'{file}'" if file else "the program"
         raise reason(name, error) from error
 
 

@@ -5,7 +5,7 @@ Forms stand on a tensor in the order of their registration (mask, then codebook,
 train through them, state dicts hold them, and nothing else keeps a second copy of the weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -92,16 +92,22 @@ def dressed(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 @torch.no_grad()
-def bake(model: nn.Module) -> nn.Module:
+def bake(model: nn.Module, after: Callable[[nn.Module], Any] | None = None) -> nn.Module:
     """Finishes every weight in the making: the topmost form decides how the weight is stored.
 
     Masks become zeros, codebooks values of few levels, grids integer codes with scales. The network
     computes the same as before.
+
+    Args:
+        model: changed in place.
+        after: called with the module of each weight when that is finished.
     """
     for _, module, name in list(dressed(model)):
         top = forms_of(module, name)[-1]
         if isinstance(top, Form):
-            top.baked(module, name, getattr(module, name).detach().clone())
+            top.baked(module, name, getattr(module, name).detach())
+            if after is not None:
+                after(module)
     return model
 
 

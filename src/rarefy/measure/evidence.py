@@ -2,6 +2,7 @@
 """What is known about a finished compression: stages, parity, latency, layers, classes."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from rarefy.export.parity import Parity, check_parity
 from rarefy.measure.counts import layers
 from rarefy.measure.energy import inference_energy
 from rarefy.measure.environment import environment
-from rarefy.measure.latency import latency
+from rarefy.measure.latency import latency_in_turns
 from rarefy.measure.memory import peak_memory
 from rarefy.measure.quality import Quality, batches_of, evaluate
 from rarefy.store.pack import pack
 from rarefy.store.rfy import read
 from rarefy.task import Task, call, first_example
 
-INTERLEAVED = 2**30  # bytes of programs that may be loaded at once to be timed side by side
+TOGETHER = 2**26  # bytes of programs that may be loaded at once to be timed side by side
+ALL = 2**30  # bytes of programs of which each is timed; of more the first and the last
+TURNS = 3
 PARITY_EXAMPLES = 256
 
 
@@ -62,21 +65,14 @@ class Evidence:
             RuntimeParityError: the exported file does not compute what the network computes.
         """
         threads = torch.get_num_threads()
-        program = OnnxRuntime(artefact.program, threads=threads)
-        batches = list(batches_of(self.task, "calibration", PARITY_EXAMPLES))
-        parity = check_parity(self.model, program, batches)
-        if not parity.passed:
-            raise RuntimeParityError(complaint(parity))
-        quality = evaluate(program, self.task, reference=self.original, label="measure the file")
+        parity, quality, memory = self.through_runtime(artefact.program, threads)
         stages = [dict(fact["measurement"]) for fact in self.facts]
         last = {**stages[-1], "name": "artefact", "metric": metric_facts(quality, "onnxruntime")}
         last |= {
             "bytes": {**last["bytes"], "onnx": artefact.program.stat().st_size},
+            "memory_bytes": memory,
             "seconds": 0.0,
         }
-        last["memory_bytes"] = peak_memory(
-            lambda x: call(program, x), first_example(self.task.example)
-        )
         stages.append(last)
         self.time(stages, [*self.programs, artefact.program], threads)
         for stage in stages:
@@ -95,15 +91,42 @@ class Evidence:
             **self.classes(quality),
         }
 
+    def through_runtime(self, path: Path, threads: int) -> tuple[Parity, Quality, int]:
+        """Parity, metric and memory of the exported network; it is closed again.
+
+        Raises:
+            RuntimeParityError: parity fails.
+        """
+        program = OnnxRuntime(path, threads=threads)
+        batches = list(batches_of(self.task, "calibration", PARITY_EXAMPLES))
+        parity = check_parity(self.model, program, batches)
+        if not parity.passed:
+            raise RuntimeParityError(complaint(parity))
+        quality = evaluate(program, self.task, reference=self.original, label="measure the file")
+        memory = peak_memory(lambda x: call(program, x), first_example(self.task.example))
+        return parity, quality, memory
+
     def time(self, stages: list[dict[str, Any]], programs: list[Path], threads: int) -> None:
-        """Times all stages side by side in the runtime, a batch of one, and writes it into them."""
+        """Times all stages in the runtime, a batch of one, and writes it into them.
+
+        They are timed side by side, or, where together they would take much memory, in turns.
+        """
         names = [f"{i}" for i in range(len(programs))]
-        if sum(path.stat().st_size for path in programs) > INTERLEAVED:
+        size = sum(path.stat().st_size for path in programs)
+        precision: dict[str, str] = {}
+        if size > ALL:
             names = [names[0], names[-1]]
-        runs = {name: OnnxRuntime(programs[int(name)], threads=threads) for name in names}
-        example = first_example(self.task.example)
-        timed = latency(
-            {n: lambda x, r=r: call(r, x) for n, r in runs.items()}, example, threads=threads
+
+        def open_one(name: str) -> OnnxRuntime:
+            runtime = OnnxRuntime(programs[int(name)], threads=threads)
+            precision.setdefault(name, runtime.precision)
+            return runtime
+
+        timed = latency_in_turns(
+            {name: partial(open_one, name) for name in names},
+            first_example(self.task.example),
+            turns=1 if size <= TOGETHER else TURNS,
+            threads=threads,
         )
         for name, found in timed.items():
             stages[int(name)]["latency_ms"] = {
@@ -115,7 +138,7 @@ class Evidence:
                 "cpu_median": found.cpu_median,
                 "ratio_to_baseline": found.ratio,
                 "ratio_iqr": list(found.ratio_iqr),
-                "precision": runs[name].precision,
+                "precision": precision[name],
             }
 
     def layer_table(self, artefact: Artefact) -> list[dict[str, Any]]:
@@ -123,7 +146,7 @@ class Evidence:
         scratch = artefact.folder / "layers.scratch"
         pack(artefact.program, scratch, coder=artefact.coder)
         with read(scratch) as archive:
-            coded = {clean(row["name"]): row["bytes"] for row in archive.describe()}
+            coded = {clean(name): size for name, size in archive.sizes().items()}
         scratch.unlink()
         before = {layer.name: layer for layer in layers(self.original)}
         modules = dict(self.original.named_modules())

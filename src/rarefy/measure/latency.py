@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a call takes, candidates measured side by side so that a busy machine treats them alike."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,37 +82,109 @@ def latency(
         >>> found["before"].ratio
         1.0
     """
-    if not callables or rounds < 1:
-        raise ValueError(
-            f"latency needs candidates and rounds; it got {len(callables)} and {rounds}"
-        )
+    opened = {name: partial(lambda held: held, function) for name, function in callables.items()}
+    return latency_in_turns(
+        opened,
+        inputs,
+        turns=1,
+        rounds=rounds,
+        warmup=warmup,
+        threads=threads,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def latency_in_turns(
+    openers: Mapping[str, Callable[[], Callable[..., Any]]],
+    inputs: Inputs,
+    *,
+    turns: int = 3,
+    rounds: int = 30,
+    warmup: int = 5,
+    threads: int | None = None,
+    budget: float = 5.0,
+    seed: int = 0,
+) -> dict[str, Latency]:
+    """Times candidates that need not be open at the same time.
+
+    In every turn each of them is opened, warmed up, measured and dropped, in a random order, so that only
+    one takes memory; ratios are taken between measurements of the same turn, seconds apart. With one turn
+    all are open together and every round measures each of them, as `latency` says.
+
+    Args:
+        openers: from name to what opens a network or a program; the first is the reference.
+        inputs: for every call.
+        turns: how often each is opened.
+        rounds, warmup, threads, budget, seed: as for `latency`; rounds and budget are for all turns.
+
+    Raises:
+        ValueError: no candidates, or fewer than one round or turn.
+    """
+    if not openers or rounds < 1:
+        raise ValueError(f"latency needs candidates and rounds; it got {len(openers)} and {rounds}")
+    if turns < 1:
+        raise ValueError(f"latency needs at least one turn; it got {turns}")
     count = threads if threads is not None else default_threads()
-    names, order = list(callables), random.Random(seed)
-    wall, cpu = ({name: list[float]() for name in names} for _ in range(2))
+    names, order = list(openers), random.Random(seed)
+    repetitions: dict[str, int] = {}
+    times = {name: list[tuple[float, float]]() for name in names}
+    for _ in range(turns):
+        groups = [names] if turns == 1 else [[name] for name in order.sample(names, len(names))]
+        seconds = budget / (turns * len(groups))
+        limits = (math.ceil(FEWEST / turns), math.ceil(rounds / turns), seconds)
+        found: dict[str, list[tuple[float, float]]] = {}
+        with pinned(count), torch.inference_mode():
+            for group in groups:
+                opened = {name: openers[name] for name in group}
+                found |= time_together(opened, inputs, warmup, limits, repetitions, order)
+        least = min(len(measured) for measured in found.values())
+        for name in names:
+            times[name] += found[name][:least]
+    batch = next((len(t) for t in tensors_of(inputs) if t.dim()), 1)
+    arrays = {name: np.array(times[name]).T for name in names}
+    first = arrays[names[0]][0]
+    return {
+        name: summary(wall, cpu, first, (repetitions[name], count, batch))
+        for name, (wall, cpu) in arrays.items()
+    }
+
+
+def time_together(
+    openers: Mapping[str, Callable[[], Callable[..., Any]]],
+    inputs: Inputs,
+    warmup: int,
+    limits: tuple[int, int, float],
+    repetitions: dict[str, int],
+    order: random.Random,
+) -> dict[str, list[tuple[float, float]]]:
+    """Opens candidates and measures each of them in every round; milliseconds of wall and processor time.
+
+    Args:
+        openers, inputs, warmup: as for `latency_in_turns`.
+        limits: fewest and most rounds, and seconds after which no more than the fewest are done.
+        repetitions: calls in a measurement, by name; written for those that are new.
+        order: shuffles the rounds.
+    """
+    fewest, most, seconds = limits
     with ExitStack() as stack:
-        stack.enter_context(pinned(count))
-        stack.enter_context(torch.inference_mode())
-        for module in callables.values():
+        opened = {name: opener() for name, opener in openers.items()}
+        for module in opened.values():
             if isinstance(module, nn.Module):
                 stack.enter_context(evaluating(module))
-        runs = {name: runner(function, inputs) for name, function in callables.items()}
-        repetitions = {name: repetitions_of(run, warmup) for name, run in runs.items()}
-        end = time.perf_counter() + budget
-        for done in range(rounds):
-            if done >= FEWEST and time.perf_counter() > end:
+        runs = {name: runner(function, inputs) for name, function in opened.items()}
+        for name, run in runs.items():
+            judged = repetitions_of(run, warmup)
+            repetitions.setdefault(name, judged)
+        found = {name: list[tuple[float, float]]() for name in runs}
+        end = time.perf_counter() + seconds
+        for done in range(most):
+            if done >= fewest and time.perf_counter() > end:
                 break
-            for name in order.sample(names, len(names)):
-                seconds, busy = measure(runs[name], repetitions[name])
-                wall[name].append(1e3 * seconds)
-                cpu[name].append(1e3 * busy)
-    batch = next((len(t) for t in tensors_of(inputs) if t.dim()), 1)
-    first = np.array(wall[names[0]])
-    return {
-        name: summary(
-            np.array(wall[name]), np.array(cpu[name]), first, (repetitions[name], count, batch)
-        )
-        for name in names
-    }
+            for name in order.sample(list(runs), len(runs)):
+                spent, busy = measure(runs[name], repetitions[name])
+                found[name].append((1e3 * spent, 1e3 * busy))
+    return found
 
 
 def summary(wall: Any, cpu: Any, first: Any, circumstances: tuple[int, int, int]) -> Latency:

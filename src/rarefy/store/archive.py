@@ -131,6 +131,10 @@ class Archive(Mapping[str, NDArray[Any]]):
         """Name, dtype and shape of every tensor; decodes nothing."""
         return [(name, item.dtype.name, item.shape) for name, item in self._entries.items()]
 
+    def sizes(self) -> dict[str, int]:
+        """Coded bytes of every tensor; decodes nothing."""
+        return {name: entry.size for name, entry in self._entries.items()}
+
     def describe(self) -> list[dict[str, Any]]:
         """One row a tensor: name, dtype, shape, coding, bytes (coded), values, nonzero, distinct.
 

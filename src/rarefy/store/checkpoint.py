@@ -9,18 +9,26 @@ from typing import Any
 from rarefy.errors import FileError
 
 
-def flatten(value: Any, name: str, tensors: dict[str, Any]) -> Any:
-    """A JSON-able skeleton of `value`; tensors move to `tensors` under dotted names."""
+def flatten(value: Any, name: str, tensors: dict[str, Any], seen: set[int]) -> Any:
+    """A JSON-able skeleton of `value`; tensors move to `tensors` under dotted names.
+
+    They are copied only where several share memory (`seen` holds whose), which a file can't say.
+    """
     from torch import Tensor
 
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
         return {"tensor": name}
     if isinstance(value, dict):
-        items = [[key, flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        items = [
+            [key, flatten(item, f"{name}.{key}", tensors, seen)] for key, item in value.items()
+        ]
         return {"dict": items}
     if isinstance(value, (list, tuple)):
-        items = [flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+        items = [flatten(item, f"{name}.{i}", tensors, seen) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     return {"plain": value}
 
@@ -48,7 +56,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, Any] = {}
-    skeleton = json.dumps(flatten(state, "state", tensors))
+    skeleton = json.dumps(flatten(state, "state", tensors, set()))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -8,6 +8,7 @@ library sees. Files are byte for byte those of ``SerializeToString(deterministic
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -44,10 +45,12 @@ class Data(NamedTuple):
     Attributes:
         size: bytes.
         load: gives them, as any array in row-major order.
+        offset: where they stand in their file, if they do.
     """
 
     size: int
     load: Callable[[], NDArray[Any]]
+    offset: int = -1
 
 
 class Walked(NamedTuple):
@@ -72,8 +75,10 @@ def read_model(path: Path) -> Walked:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        text, data = without_data(content)
+        text, data = without_data(np.memmap(path, dtype=np.uint8, mode="r"))
+        for place, (size, _, offset) in data.items():  # mapped anew each time, so dropped each time
+            load = partial(np.memmap, path, np.uint8, "r", offset, (size,))
+            data[place] = Data(size, load, offset)
         return Walked(onnx.ModelProto.FromString(text), data)
     except (OSError, ValueError, DecodeError, FileError) as error:
         raise FileError(f"{path} is no readable ONNX file: {error}") from error
@@ -105,7 +110,7 @@ def without_data(content: NDArray[np.uint8]) -> tuple[bytes, dict[int, Data]]:
             tensor += bytes(view[raw.stop : inner.stop])
             graph += tagged(INITIALIZER, len(tensor)) + tensor
             piece = content[raw.start : raw.stop]
-            data[place - 1] = Data(raw.stop - raw.start, lambda piece=piece: piece)  # type: ignore[misc]
+            data[place - 1] = Data(piece.size, partial(np.asarray, piece), raw.start)
         model += tagged(GRAPH, len(graph)) + graph
     if graphs > 1:  # protobuf would merge them, and the places would be others
         return bytes(view), {}
