@@ -114,7 +114,7 @@ class Book:
 
     def block(
         self, labels: Tensor, slices: dict[int, Tensor] | None = None, locked: Iterable[int] = (),
-        shared: tuple[int, object] | None = None, prefer: int | None = None,
+        shared: tuple[int, object] | None = None, prefer: int | None = None, rank: int = 2,
     ) -> None:  # fmt: skip
         """Labels that vary along several axes must stay a rectangle.
 
@@ -122,7 +122,7 @@ class Book:
             labels: of a tensor.
             slices: axis of the tensor → labels of whole slices along it, shape (n_axis,).
             locked: axes of the tensor along which nothing can be cut.
-            shared, prefer: see `labels.Block`, with the tensor's axes.
+            shared, prefer, rank: see `labels.Block`, with the tensor's axes.
         """
         axes = axes_of(labels)
         if len(axes) == 1:
@@ -140,6 +140,7 @@ class Book:
                 frozenset(place[a] for a in locked if a in place),
                 (place[shared[0]], shared[1]) if shared else None,
                 place.get(prefer) if prefer is not None else None,
+                rank,
             )
         )
 

@@ -43,10 +43,10 @@ def merge(book: Book, merged: list[Tensor], labels: Tensor) -> list[Tensor]:
             book.labels.unite(labels, other)
             return merged
         if mine < theirs and len(mine) == 1:
-            book.block(other, {a: compact(labels) for a in mine})
+            book.block(other, {a: compact(labels) for a in mine}, prefer=min(mine), rank=1)
             return merged
         if theirs < mine and len(theirs) == 1:
-            book.block(labels, {a: compact(other) for a in theirs})
+            book.block(labels, {a: compact(other) for a in theirs}, prefer=min(theirs), rank=1)
             return merge(book, merged[:i] + merged[i + 1 :], labels)
         if common := mine & theirs:
             if len(common) > 1:
@@ -91,7 +91,12 @@ def reduce(
         gone = [a for a in axes_of(labels) if a in axes]
         if gone and len(left) == 1:
             slices = fresh_slices(book, labels, left[0])
-            book.block(labels, {left[0]: slices}, prefer=left[0] if prefer else None)
+            book.block(
+                labels,
+                {left[0]: slices},
+                prefer=left[0] if prefer else None,
+                rank=0 if prefer else 2,
+            )
             labels = slices.reshape(along(len(slices), left[0], labels.dim()))
         elif gone and left:
             book.labels.fix(labels)

@@ -30,6 +30,7 @@ class Block:
         shared: axis that several blocks of one operator have in common, with a key that they share; they
             are cut along it together or not at all.
         prefer: the axis to cut along if that is possible.
+        rank: blocks of a lower rank choose first.
     """
 
     labels: Tensor
@@ -37,6 +38,7 @@ class Block:
     locked: frozenset[int] = frozenset()
     shared: tuple[int, object] | None = None
     prefer: int | None = None
+    rank: int = 2
 
 
 class Labels:
@@ -90,7 +92,7 @@ class Labels:
         for block in self.blocks:
             families.setdefault(block.shared[1] if block.shared else block, []).append(block)
         self.flush()
-        for family in sorted(families.values(), key=lambda f: f[0].prefer is None):
+        for family in sorted(families.values(), key=lambda f: f[0].rank):
             for block, axis in zip(family, self.choose(family), strict=True):
                 self.tie(block, axis)
                 self.flush()

@@ -48,6 +48,21 @@ def multiplied(book: Book, run: Run) -> None:
     add(book, run.out, reduce(book, merged, [summed], prefer=True), term)
 
 
+@rule("_grouped_mm")
+def expertly_multiplied(book: Book, run: Run) -> None:
+    """Rows go to one of several matrices each (experts), which are all cut alike."""
+    a, b = run["self"], run["mat2"]
+    if (a.dim(), b.dim()) != (2, 3):
+        book.barrier(run.name, run.tensors)
+        book.put(run.out, ())
+        return
+    note_roles(book, b, 1)
+    right = tuple(f.reshape(f.shape[1:]).unsqueeze(0) for f in only(book, b, [1, 2]))
+    left = lifted(book, a, 2)
+    merged = combine(book, (left, (right, [1, *b.shape[1:]])), 3)
+    add(book, run.out, reduce(book, merged, [1]), run["bias"])
+
+
 @rule("convolution", "_convolution")
 def convolved(book: Book, run: Run) -> None:
     """Input channels meet the kernel's within each group; the kernel names the output channels."""

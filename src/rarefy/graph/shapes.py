@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What operators that move, join, pick or add up positions do to labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -133,23 +134,51 @@ def picked(book: Book, run: Run) -> None:
     book.put(run.out, only(book, run["self"], keep))
 
 
+def looked_at(indices: Sequence[Tensor | None]) -> list[int]:
+    """The axes that an index uses up; a mask of several axes uses as many."""
+    used, axis = [], 0
+    for index in indices:
+        n = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        used += [axis + i for i in range(n) if index is not None]
+        axis += n
+    return used
+
+
 @rule("index")
 def indexed(book: Book, run: Run) -> None:
     """Positions are looked up along some axes, where nothing can be cut then; the others keep labels."""
-    x, indices = run["self"], run["indices"]
-    used = [i for i, t in enumerate(indices) if t is not None]
-    book.fix(*(t for t in indices if t is not None))
+    x, used = run["self"], looked_at(run["indices"])
+    book.fix(*(t for t in run["indices"] if t is not None))
     left = [a for a in range(x.dim()) if a not in used]
-    fields = only(book, x, left)
     together = used == list(range(used[0], used[0] + len(used)))
-    inserted = run.out.dim() - len(left)
     start = used[0] if together else 0
-    order = [a for a in left if a < start], [a for a in left if a >= start]
-    found = []
-    for labels in fields:
-        sizes = [labels.shape[a] for a in order[0]] + [1] * inserted
-        found.append(labels.reshape(sizes + [labels.shape[a] for a in order[1]]))
+    before, after = [a for a in left if a < start], [a for a in left if a >= start]
+    inserted = [1] * (run.out.dim() - len(left))
+    found = [
+        f.reshape([f.shape[a] for a in before] + inserted + [f.shape[a] for a in after])
+        for f in only(book, x, left)
+    ]
     book.put(run.out, found)
+
+
+@rule("index_put", "_index_put_impl")
+def put_in(book: Book, run: Run) -> None:
+    """What is written at some places of the first axes must be cut as what stays there along the others."""
+    x, values, used = run["self"], run["values"], looked_at(run["indices"])
+    rest = x.dim() - len(used)
+    book.fix(*(t for t in run["indices"] if t is not None))
+    if used != list(range(len(used))):
+        book.fix(x, values)
+        book.put(run.out, ())
+        return
+    old = only(book, x, range(x.dim() - rest, x.dim()))
+    new = only(book, values, range(values.dim() - min(rest, values.dim()), values.dim()))
+    lead = max(x.dim(), values.dim())
+    sizes = [1] * (values.dim() - rest) + list(values.shape[max(values.dim() - rest, 0) :])
+    merged = combine(
+        book, [(old, [1] * len(used) + list(x.shape[len(used) :])), (new, sizes)], lead
+    )
+    book.put(run.out, [f.reshape(f.shape[lead - x.dim() :]) for f in merged])
 
 
 @rule("embedding")

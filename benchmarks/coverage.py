@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which networks shrink: half of the coupled channels of every model of torchvision, timm and transformers.
+
+    python benchmarks/coverage.py [torchvision|timm|transformers|NAME …] [--export] [--seconds 120] [--json]
+
+Each model runs in a process of its own with a time-out. It passes if half of its channels go and it then
+runs, keeps its output's shapes, has at least a quarter fewer parameters, was proven against the zeroed
+network and trains one step; with --export classifiers must also agree with ONNX Runtime. Weights are random.
+The last columns are CPU seconds of one core for finding the groups, and for finding, proving and cutting.
+timm and transformers are found if they are installed.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+SMALL = ("atto", "femto", "pico", "nano", "xxs", "xxt", "zepto", "tiny", "_t0", "_xs", "_t", "mini", "small",
+         "_s0", "_s", "b0", "_0", "18", "26", "34", "50")  # fmt: skip
+"""What names of small variants contain, the smallest first."""
+
+VISION = {"image_size": 32, "patch_size": 8, "num_channels": 3}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "vocab_size": 99, "max_position_embeddings": 64}  # fmt: skip
+CAUSAL = {"use_cache": False, "pad_token_id": 0}
+DECODER = {**TEXT, **CAUSAL, "num_key_value_heads": 2}
+SEQ2SEQ = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+           "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 99,
+           "max_position_embeddings": 64, "use_cache": False, "pad_token_id": 0}  # fmt: skip
+SPEECH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+          "conv_dim": (16, 16), "conv_kernel": (8, 3), "conv_stride": (4, 2), "num_feat_extract_layers": 2,
+          "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 32}  # fmt: skip
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "bert": TEXT,
+    "roberta": {**TEXT, "pad_token_id": 0},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99},
+    "albert": {**TEXT, "embedding_size": 16},
+    "electra": {**TEXT, "embedding_size": 16},
+    "deberta-v2": {**TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
+    "mpnet": TEXT,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64,
+             "use_cache": False, "pad_token_id": 0},
+    "gpt_neox": {**TEXT, "use_cache": False, "pad_token_id": 0},
+    "opt": {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32, "use_cache": False, "pad_token_id": 0},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, **CAUSAL},
+    "falcon": {**TEXT, **CAUSAL, "new_decoder_architecture": False, "multi_query": True},
+    "llama": DECODER,
+    "mistral": DECODER,
+    "qwen2": DECODER,
+    "gemma": {**DECODER, "head_dim": 8},
+    "phi3": {**DECODER, "pad_token_id": 0},
+    "mixtral": {**DECODER, "num_local_experts": 2, "num_experts_per_tok": 2},
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99,
+           "use_cache": False},
+    "bart": SEQ2SEQ,
+    "whisper": {**SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16,
+                "decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2},
+    "wav2vec2": SPEECH,
+    "vit": {**TEXT, **VISION},
+    "swin": {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "image_size": 32, "patch_size": 2,
+             "window_size": 4},
+    "deit": {**TEXT, **VISION},
+    "convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32},
+}  # fmt: skip
+
+HEADS = {
+    **dict.fromkeys(("t5", "bart"), "AutoModelForSeq2SeqLM"),
+    **dict.fromkeys(("vit", "deit", "swin", "convnextv2"), "AutoModelForImageClassification"),
+    "whisper": "AutoModelForSpeechSeq2Seq",
+    "wav2vec2": "AutoModelForCTC",
+}
+
+
+def torchvision_names() -> Iterator[str]:
+    """Classification, segmentation, detection, video and optical flow."""
+    import torchvision.models as zoo
+
+    for module in (zoo, zoo.segmentation, zoo.detection, zoo.video, zoo.optical_flow):
+        yield from (f"torchvision:{name}" for name in zoo.list_models(module=module))
+
+
+def timm_names() -> Iterator[str]:
+    """The smallest variant of every family by its name; a family is a name up to its first digit."""
+    import timm
+
+    families: dict[tuple[str, str], list[str]] = {}
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module):
+            families.setdefault((module, re.split(r"[\d_]", name)[0]), []).append(name)
+    for names in families.values():
+        ranks = {n: next((i for i, s in enumerate(SMALL) if s in n), len(SMALL)) for n in names}
+        yield f"timm:{min(names, key=lambda n: (ranks[n], len(n), n))}"
+
+
+def names_of(group: str) -> list[str]:
+    """The models of a library, or the name itself."""
+    if group == "torchvision":
+        return list(torchvision_names())
+    if group == "timm":
+        return list(timm_names()) if find_spec("timm") else []
+    if group == "transformers":
+        return [f"transformers:{n}" for n in TRANSFORMERS] if find_spec("transformers") else []
+    return [group]
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """A network with random weights, and a batch for it."""
+    import torch
+
+    library, _, model_name = name.partition(":")
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(model_name, pretrained=False)
+        return model, torch.randn(2, *model.pretrained_cfg["input_size"])
+    if library == "transformers":
+        return build_transformer(model_name)
+    import torchvision.models as zoo
+
+    if model_name in zoo.list_models(module=zoo.detection):
+        model = zoo.get_model(model_name, weights=None, weights_backbone=None)
+        return model, ([torch.rand(3, 160, 160)],)
+    if model_name in zoo.list_models(module=zoo.segmentation):
+        model = zoo.get_model(model_name, weights=None, weights_backbone=None)
+        return model, torch.randn(2, 3, 96, 96)
+    model = zoo.get_model(model_name, weights=None)
+    if model_name in zoo.list_models(module=zoo.video):
+        size = (16, 224) if model_name.startswith("mvit") else (8, 112)
+        return model, torch.randn(
+            1,
+            3,
+            14 if model_name == "s3d" else size[0],
+            size[1] if model_name != "s3d" else 224,
+            size[1] if model_name != "s3d" else 224,
+        )
+    if model_name in zoo.list_models(module=zoo.optical_flow):
+        return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    side = 299 if model_name == "inception_v3" else getattr(model, "image_size", 224)
+    return model, torch.randn(2, 3, side, side)
+
+
+def build_transformer(kind: str) -> tuple[Any, Any]:
+    """A small network of a type, from a configuration."""
+    import torch
+    import transformers
+
+    head = HEADS.get(kind, "AutoModelForSequenceClassification")
+    config = transformers.AutoConfig.for_model(kind, **TRANSFORMERS[kind])
+    model = getattr(transformers, head)
+    model = model.from_config(config) if head.startswith("Auto") else model(config)
+    if kind in ("vit", "deit", "swin", "convnextv2"):
+        return model, {"pixel_values": torch.randn(2, 3, 32, 32)}
+    if kind == "wav2vec2":
+        return model, {"input_values": torch.randn(2, 400)}
+    ids = torch.randint(3, 99, (2, 8))
+    if kind == "whisper":
+        return model, {"input_features": torch.randn(2, 8, 32), "decoder_input_ids": ids}
+    extra = {"decoder_input_ids": ids} if kind in ("t5", "bart") else {}
+    return model, {"input_ids": ids, **extra}
+
+
+def floats(result: Any) -> list[Any]:
+    """The floating-point tensors of a result."""
+    from rarefy.task import tensors_of
+
+    return [t for t in tensors_of(result) if t.is_floating_point()]
+
+
+def train_once(model: Any, example: Any, name: str) -> None:
+    """One step of SGD on the mean square of all outputs."""
+    import torch
+
+    from rarefy.task import call
+
+    model.train()
+    if "rcnn" in name or name.split(":")[1].startswith(("fcos", "retinanet", "ssd")):
+        target = {"boxes": torch.tensor([[10.0, 10.0, 90.0, 90.0]]), "labels": torch.tensor([1])}
+        if "maskrcnn" in name:
+            target["masks"] = torch.ones(1, 160, 160, dtype=torch.uint8)
+        if "keypointrcnn" in name:
+            target["keypoints"] = torch.ones(1, 17, 3) * 50
+        result = model(
+            example[0] * (2 if "ssdlite" in name or "ssd" in name else 1),
+            [target] * (2 if "ssd" in name else 1),
+        )
+        result = list(result.values())
+    else:
+        result = call(model, example)
+    loss = sum(t.square().mean() for t in floats(result))
+    loss.backward()
+    torch.optim.SGD(model.parameters(), 1e-4).step()
+
+
+def judge(name: str, export: bool) -> dict[str, Any]:
+    """What becomes of one model."""
+    import torch
+
+    from rarefy.graph.coupling import couple
+    from rarefy.graph.proof import cut
+    from rarefy.task import call, tensors_of
+
+    torch.set_num_threads(1)
+    model, example = build(name)
+    model.eval()
+    with torch.no_grad():
+        shapes = [tuple(t.shape) for t in tensors_of(call(model, example))]
+    before = sum(p.numel() for p in model.parameters())
+    started = time.process_time()
+    coupling = couple(model, example)
+    looked = time.process_time() - started
+    counts = coupling.even({g.name: g.size // 2 for g in coupling.groups})
+    cuts = [
+        (coupling.group(k), torch.randperm(coupling.group(k).size)[:n]) for k, n in counts.items()
+    ]
+    outcome = cut(model, coupling, cuts, example)
+    took = time.process_time() - started
+    after = sum(p.numel() for p in model.parameters())
+    row = {
+        "model": name, "groups": len(coupling.groups), "cut": len(outcome.cut), "share": after / before,
+        "look": looked, "seconds": took, "barriers": coupling.barriers, "spared": outcome.spared,
+    }  # fmt: skip
+    with torch.no_grad():
+        found = [tuple(t.shape) for t in tensors_of(call(model.eval(), example))]
+    if found != shapes and "detection" not in name:
+        return row | {"failure": f"outputs of shape {found}, not {shapes}"}
+    if after / before > 0.75:
+        return row | {"failure": "less than a quarter of the parameters gone"}
+    if export:
+        from rarefy.export.onnx import export_onnx
+        from rarefy.export.parity import check_parity
+
+        parity = check_parity(
+            model.eval(), export_onnx(model, example).SerializeToString(), [example]
+        )
+        if not parity.passed:
+            return row | {"failure": f"ONNX Runtime is off by {parity.max_relative:.2g}"}
+    train_once(model, example, name)
+    return row | {"failure": None}
+
+
+def run(name: str, export: bool, seconds: int) -> dict[str, Any]:
+    """Judges a model in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, *(["--export"] if export else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"model": name, "failure": f"not done in {seconds} s"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"model": name, "failure": f"{last[:160]}"}
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def main() -> None:
+    """Prints one row per model and the totals."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("groups", nargs="*", default=["torchvision", "timm", "transformers"])
+    parser.add_argument(
+        "--export", action="store_true", help="also compare classifiers with ONNX Runtime"
+    )
+    parser.add_argument("--seconds", type=int, default=120, help="time-out for each model")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(judge(options.one, options.export)))
+        return
+    totals: dict[str, list[int]] = {}
+    for group in options.groups:
+        for name in names_of(group):
+            row = run(name, options.export, options.seconds)
+            total = totals.setdefault(name.partition(":")[0], [0, 0])
+            total[0] += row["failure"] is None
+            total[1] += 1
+            print(json.dumps(row) if options.json else line(row), flush=True)
+    if not options.json:
+        print(", ".join(f"{library}: {passed} of {n}" for library, (passed, n) in totals.items()))
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    if "share" not in row:
+        return f"{row['model']:<48} FAILED {row['failure']}"
+    verdict = "ok" if row["failure"] is None else f"FAILED {row['failure']}"
+    notes = [f"{n} kept" for n in (row["spared"] or {})][:3] + list(row["barriers"])[:3]
+    return (
+        f"{row['model']:<48} {row['groups']:4d} groups {row['share']:5.2f} of the parameters "
+        f"{row['look']:6.2f} s {row['seconds']:6.2f} s  {verdict} {'; '.join(notes)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
