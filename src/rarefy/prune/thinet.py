@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channels go whose contributions to the next layer nearly cancel; the others are scaled to make up.
+
+Luo, Wu, Lin: ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, 2017,
+arXiv 1707.06342: sampled inputs of the next layer (section 3.2.1), greedy choice (equation 6, algorithm 1),
+least squares (equation 7).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rarefy.graph.coupling import Group
+from rarefy.loops.optimise import Training
+from rarefy.loops.repair import repair
+from rarefy.measure.quality import batches_of
+from rarefy.prune.by_group import Cutting, prune_by_group, share_of
+from rarefy.prune.readers import Reader, sample_rows
+from rarefy.step import Context, Count, OpenFraction, Patterns, Positive, Step
+from rarefy.task import move
+
+
+def greedy_removal(G: Tensor, number: int) -> Tensor:
+    """The set T of channels, grown one by one, whose summed contributions have the least energy.
+
+    Minimises sum_i (sum_{c in T} x_ic)² at every step.
+
+    Args:
+        G: products XᵀX of the contributions x (samples, channels), (channels, channels).
+        number: of channels to take.
+
+    Returns:
+        (number,) channels in the order in which they were taken.
+    """
+    energy = G.diagonal().clone()  # of T with each channel added, less that of T
+    chosen = torch.zeros(number, dtype=torch.long)
+    for i in range(number):
+        c = chosen[i] = int(energy.argmin())
+        energy = energy + 2 * G[:, c]
+        energy[chosen[: i + 1]] = torch.inf
+    return chosen
+
+
+def scales(X: Tensor, y: Tensor, damping: float = 1e-6) -> Tensor:
+    """One factor for each channel so that ``X @ w`` comes nearest to y, never farther than ``X @ 1``.
+
+    Args:
+        X: contributions of the channels that stay, (samples, channels).
+        y: (samples,) their sum with those that go.
+        damping: pull towards 1, as a share of the mean of the squared contributions.
+    """
+    H = X.mT @ X
+    pull = damping * H.diagonal().mean().clamp(min=1e-30)
+    off = X.mT @ (y - X.sum(1))
+    return 1 + torch.linalg.solve(H + pull * torch.eye(len(H)).to(H), off)
+
+
+@dataclass(frozen=True)
+class Thinet(Step):
+    """Removes the channels, neurons or heads that the next layer misses least, greedily, layer by layer.
+
+    Attributes:
+        sparsity: share of the units of every group that go.
+        round_to: the number of channels that stay is a multiple of it.
+        examples: calibration examples at most.
+        samples: entries of the next layer's output that are looked at.
+        rescale: whether the channels that stay are scaled by least squares.
+        epochs: of training after each layer; 0 for none.
+        rate: highest learning rate of this training.
+        layers, exclude: whose units go, see `rarefy.select.select`; a group goes if it holds one of
+            `layers` and none of `exclude`.
+    """
+
+    sparsity: OpenFraction = 0.5
+    round_to: Count = 1
+    examples: Count = 512
+    samples: Count = 4096
+    rescale: bool = True
+    epochs: Annotated[int, Field(ge=0)] = 0
+    rate: Positive = 0.001
+    layers: Patterns = "*"
+    exclude: Patterns = ()
+
+    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
+    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs:
+            object.__setattr__(self, "needs", frozenset({"calibration", "train"}))
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Collects, chooses, scales, cuts and trains, one layer after the other."""
+        batches = [
+            move(b, context.device) for b in batches_of(context.task, "calibration", self.examples)
+        ]
+
+        def choose(group: Group, readers: list[Reader], number: int) -> Tensor:
+            rows = sample_rows(model, readers, batches, self.samples, context.seed)
+            draw = torch.Generator().manual_seed(context.seed)
+            X = [
+                reader.contributions(
+                    x, torch.randint(len(reader.matrix), (len(x),), generator=draw)
+                )
+                for reader, x in zip(readers, rows, strict=True)
+            ]
+            gone = greedy_removal(sum(x.mT @ x for x in X), number)  # type: ignore[arg-type]
+            if self.rescale:
+                for reader, x in zip(readers, X, strict=True):
+                    rescale(reader, x, gone)
+            return gone
+
+        def after(pruned: nn.Module, name: str) -> Any:
+            training = Training(self.epochs, self.rate, weight_decay=1e-4)
+            return repair(pruned, context, training, label=f"{self.key()} {name}")
+
+        cutting = Cutting(
+            share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude, after
+        )
+        return prune_by_group(model, context, cutting, self.key())
+
+
+def rescale(reader: Reader, X: Tensor, gone: Tensor) -> None:
+    """Scales what a layer reads of the channels that stay."""
+    stays = torch.ones(X.shape[1], dtype=torch.bool)
+    stays[gone] = False
+    W, columns = reader.matrix, reader.columns[stays]
+    w = scales(X[:, stays], X.sum(1)).to(W)
+    W[:, columns] *= w.unsqueeze(1)
+    reader.put(W)
