@@ -25,6 +25,13 @@ from rarefy.testing import ConformanceError, check_step
 SETTINGS: dict[str, dict[str, Any]] = {
     "prune-weights": {"sparsity": 0.6, "schedule": "cubic", "rounds": 2, "epochs": 1},
     "prune-connections": {"quality": 0.8, "rounds": 2, "epochs": 1, "rate": 0.02},
+    "prune-channels": {
+        "criterion": "taylor",
+        "rounds": 2,
+        "schedule": "linear",
+        "epochs": 1,
+        "repair": "norms",
+    },
     "finetune": {"epochs": 1},
     "reestimate-norms": {},
     "distill": {"epochs": 1},

@@ -10,6 +10,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.prune.prune_connections:PruneConnections",
         "learn connections, prune by standard deviation, retrain (Han et al. 2015)",
     ),
+    "prune-channels": (
+        "rarefy.prune.prune_channels:PruneChannels",
+        "take out the least important channels, neurons and heads; the network becomes smaller and faster",
+    ),
     "finetune": ("rarefy.distill.finetune:Finetune", "train what is left on the labels"),
     "reestimate-norms": (
         "rarefy.distill.finetune:ReestimateNorms",
