@@ -4,6 +4,7 @@
 Every probe cuts the network, looks, and puts everything back, so nothing is copied but what is sliced.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,8 @@ from rarefy.errors import ModelError
 from rarefy.export.inputs import first_examples
 from rarefy.export.onnx import export_onnx
 from rarefy.export.onnxruntime import OnnxRuntime
-from rarefy.graph.coupling import Coupling
-from rarefy.graph.proof import Outcome, prove
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.proof import cut
 from rarefy.graph.surgery import apply, plan
 from rarefy.loops.progress import bar
 from rarefy.measure.counts import macs, parameters
@@ -65,24 +66,12 @@ def cut_for_a_while(model: nn.Module, coupling: Coupling, cuts: Cuts) -> Iterato
             undo.back()
 
 
-def unprovable(model: nn.Module, coupling: Coupling, cuts: Cuts, example: Inputs) -> dict[str, str]:
-    """Group → why a trial of these cuts has to leave it alone; the network stays as it is."""
-    chosen, _, _, wired = plan(coupling, cuts)
-    outcome = Outcome(
-        spared={g.name: "a size that the code computes can't be made right" for g in wired}
-    )
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        while chosen:
-            bad = prove(model, coupling, chosen, example, outcome)
-            if not bad:
-                break
-            chosen = [(g, u) for g, u in chosen if g.family not in bad]
-    finally:
-        for module, mode in was.items():
-            module.training = mode
-    return outcome.spared
+def unprovable(model: nn.Module, cuts: Cuts, example: Inputs) -> dict[str, str]:
+    """Group → why a trial of these cuts, made on a copy, has to leave it alone."""
+    trial = copy.deepcopy(model)
+    coupling = couple(trial, example)
+    groups = {group.name: group for group in coupling.groups}
+    return cut(trial, coupling, [(groups[g.name], units) for g, units in cuts], example).spared
 
 
 def smallest_cut(

@@ -117,11 +117,16 @@ class Cutter:
             facts["difference"] = max(facts["difference"], outcome.difference)
             if cost is not None:
                 facts[self.step.target] = cost
-            if not outcome.spared:
+            if not outcome.spared or self.each_alone:
                 break
         if self.step.repair == "norms":
             reestimate_norms(model, self.context.task, self.step.examples)
         return facts
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether a group's share does not depend on what becomes of the others."""
+        return self.shares is not None or (self.cost is None and self.step.allocation == "local")
 
     def calibration(self) -> Any:
         """Calibration inputs, as many as the step looks at."""
@@ -145,10 +150,10 @@ class Cutter:
         scores = unit_scores(model, groups, step.criterion, self.context.task, step.examples, seed)
         unseen = {g.name: unseen_reason(step.criterion) for g in groups if g.name not in scores}
         groups = left(coupling, groups, spared, unseen)
-        half = coupling.even({g.name: g.size // 2 for g in groups})
-        trial = allocation.lowest_units(groups, scores, half)
-        unproven = unprovable(model, coupling, trial, self.example)
-        groups = left(coupling, groups, spared, unproven)
+        if self.cost is not None:  # probes need cuts that can be made
+            half = coupling.even({g.name: g.size // 2 for g in groups})
+            trial = allocation.lowest_units(groups, scores, half)
+            groups = left(coupling, groups, spared, unprovable(model, trial, self.example))
         one = first_examples(self.example, 1)
         savings = allocation.savings(model, groups, step.per, one)
         ranked = allocation.ranked(groups, scores, step.allocation, step.normalise, savings)
