@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All decompositions at half of the multiply-accumulates, and what factorising a large network costs.
+"""All decompositions at equal multiply-accumulates, and what factorising a large network costs.
 
     python benchmarks/factorize.py --data DIR [--only speed lenet5 resnet20 efficientnet]
-                                   [--decompositions svd ...] [--train-images N] [--test-images N]
+                                   [--decompositions svd ...] [--macs 0.5]
+                                   [--train-images N] [--test-images N]
 
 DIR holds ``mnist.npz``, the JPEG arrays of CIFAR-10 and, for EfficientNet-Lite0, a zip of labelled ImageNet
 images (``imagenet_val227_a.zip``; formats as in `rarefy.zoo.datasets`). Speed needs no data. Ranks are spread
@@ -114,11 +115,12 @@ def applied(step: Any, model: nn.Module, teacher: nn.Module, task: Task) -> tupl
     return apply_step(step, copy.deepcopy(model), context)[0], context
 
 
-def row(model: nn.Module, task: Task, name: str, epochs: int, examples: int) -> str:
-    """One decomposition at half of the operations, in Markdown."""
+def row(model: nn.Module, task: Task, name: str, given: argparse.Namespace, case: str) -> str:
+    """One decomposition at the budget, in Markdown."""
+    *_, epochs, examples = CASES[case]
     wanted = logits(model, task)
     shared: dict[str, Any] = {"decomposition": name, "examples": examples}
-    budget: dict[str, Any] = {"allocation": "greedy", "budget": "macs=0.5"}
+    budget: dict[str, Any] = {"allocation": "greedy", "budget": f"macs={given.macs:g}"}
     aware, context = applied(Factorize(**shared, **budget, fit="outputs"), model, model, task)
     rows = context.record["layers"]
     ranks = {x["name"]: tuple(x["ranks"]) for x in rows}
@@ -154,7 +156,7 @@ def fewer(loader: Any, images: int | None) -> Any:
 
 def table(case: str, given: argparse.Namespace) -> None:
     """All decompositions on one network."""
-    spec, source, names, epochs, examples = CASES[case]
+    spec, source, names, _, _ = CASES[case]
     model, task = load_model(spec), load_task(source.format(data=given.data))
     train, test = fewer(task.train, given.train_images), fewer(task.test, given.test_images)
     task = dataclasses.replace(task, train=train, test=test, validation=None)
@@ -164,7 +166,7 @@ def table(case: str, given: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in given.decompositions or names:
         started = time.perf_counter()
-        print(row(model, task, name, epochs, examples), flush=True)
+        print(row(model, task, name, given, case), flush=True)
         print(f"{case} {name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--only", nargs="*", choices=["speed", *CASES], default=["speed", *CASES])
     parser.add_argument("--decompositions", nargs="*", choices=list(DECOMPOSITIONS))
+    parser.add_argument("--macs", type=float, default=0.5, help="share to keep")
     parser.add_argument("--train-images", type=int, default=None)
     parser.add_argument("--test-images", type=int, default=None)
     given = parser.parse_args()

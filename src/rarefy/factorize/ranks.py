@@ -29,11 +29,11 @@ def given_ranks(wish: Wish, site: Site, decomposition: Decomposition, asked: str
     full = decomposition.full
     if isinstance(wish, float):
         return decomposition.at(wish)
-    if isinstance(wish, int):
-        # a chain of several ranks takes the number where it can
-        return tuple(min(wish, n) for n in full) if len(full) > 1 and wish <= max(full) else (
-            wish,
-        ) * len(full)  # fmt: skip
+    if isinstance(
+        wish, int
+    ):  # where there are several ranks, each takes the number as far as it can
+        reached = tuple(min(wish, n) for n in full)
+        return reached if len(full) > 1 and wish <= max(full) else (wish,) * len(full)
     if len(wish) == len(full):
         return wish
     if site.name != asked:
