@@ -28,9 +28,8 @@ class Book:
         sized: whether somebody else looks after the grids that the running call makes.
         read: keys of tensors that an operator read.
         watching: whether the operators that run are the network's, not our own.
-        ran: how many operators ran.
-        counted: number of an operator that looks at all positions of an axis with labels, as a mean does →
-            labels of its first operand.
+        ran: how many operators ran that look at all positions of an axis, as a mean does.
+        counted: number of such an operator → labels of its first operand.
         barriers: operators without a rule, which keep the channels that they read.
     """
 

@@ -148,44 +148,71 @@ def hold(book: Book, patterns: list[str]) -> None:
 def groups_of(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
     """Sorts the free classes by the axes that they touch."""
     labels = book.labels
-    generator = torch.Generator().manual_seed(0)
-    touched = torch.zeros(labels.count, dtype=torch.long)
-    used = torch.zeros(labels.count, dtype=torch.bool)
-    axes = []
-    for name, each in book.parameters.items():
-        for axis, own in enumerate(each):
-            if not len(own) or int(own[0]) == FIXED:
-                continue
-            roots = labels.roots[own]
-            classes = roots[labels.free[roots]].unique()
-            if len(classes):
-                axes.append((name, axis, roots))
-                used[classes] = True
-                touched[classes] += torch.randint(-(2**62), 2**62, (1,), generator=generator)
-    kinds: dict[int, list[int]] = {}
-    for root in used.nonzero()[:, 0].tolist():
-        kinds.setdefault(int(touched[root]), []).append(root)
+    axes, axis_of, place_of, root_of = touched(book)
+    kinds = kinds_of(axis_of, root_of, labels.count)
+    order = torch.argsort(kinds[root_of] * len(axes) + axis_of, stable=True)
+    kind, axis = kinds[root_of[order]], axis_of[order]
     numbers = torch.full((labels.count,), -1)
-    owner = torch.full((labels.count,), -1)
-    members: list[list[Member]] = []
-    found = list(kinds.values())
-    for i, classes in enumerate(found):
+    found = [(kinds == i).nonzero()[:, 0] for i in range(int(kinds.max()) + 1)]
+    for classes in found:
         numbers[classes] = torch.arange(len(classes))
-        owner[classes] = i
-        members.append([])
-    for name, axis, roots in axes:
-        role = book.roles.get((name, axis), "along")
-        for i in owner[roots].unique().tolist():
-            if i >= 0:
-                places = (owner[roots] == i).nonzero()[:, 0]
-                members[i].append(Member(name, axis, role, places, numbers[roots[places]]))
-    related = families([len(classes) for classes in found], owner, wired, labels)
+    members: list[list[Member]] = [[] for _ in found]
+    starts = (torch.diff(kind * len(axes) + axis) != 0).nonzero()[:, 0] + 1
+    for part in torch.tensor_split(order, starts):
+        if len(part):
+            name, along = axes[int(axis_of[part[0]])]
+            role = book.roles.get((name, along), "along")
+            members[int(kinds[root_of[part[0]]])].append(
+                Member(name, along, role, place_of[part], numbers[root_of[part]])
+            )
+    related = families([len(classes) for classes in found], kinds, wired, labels)
     groups = [
-        Group(named(each), torch.tensor(classes), tuple(each), family)
+        Group(named(each), classes, tuple(each), family)
         for classes, each, family in zip(found, members, related, strict=True)
         if any(m.role == "out" for m in each)
     ]
     return tuple(unique_names(groups))
+
+
+def touched(book: Book) -> tuple[list[tuple[str, int]], Tensor, Tensor, Tensor]:
+    """Every position of a parameter that may be cut.
+
+    Returns:
+        The axes (parameter, axis); and for each position the number of its axis, its place along it and its
+        class, shapes (m,).
+    """
+    labels = book.labels
+    names = [(name, axis) for name, each in book.parameters.items() for axis in range(len(each))]
+    own = [each for axes in book.parameters.values() for each in axes]
+    sizes = torch.tensor([len(each) for each in own], dtype=torch.long)
+    every = torch.cat([*own, torch.zeros(0, dtype=torch.long)])
+    axis_of = torch.repeat_interleave(torch.arange(len(own)), sizes)
+    place_of = torch.arange(len(every)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    able = (every != FIXED).logical_and(labels.free[every])
+    return names, axis_of[able], place_of[able], labels.roots[every[able]]
+
+
+def kinds_of(axis_of: Tensor, root_of: Tensor, count: int) -> Tensor:
+    """For every class the number of its group, -1 for those that can't be cut, shape (count,).
+
+    Classes belong together if they touch the same axes; a set of axes is told by a sum of random numbers.
+    """
+    kinds = torch.full((count,), -1)
+    if not len(root_of):
+        return kinds
+    many = int(axis_of.max()) + 1
+    pairs = (root_of * many + axis_of).unique()
+    roots, axes = pairs // many, pairs % many
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(-(2**62), 2**62, (many,), generator=generator)
+    sums = torch.zeros(count, dtype=torch.long).index_add_(0, roots, signs[axes])
+    classes = roots.unique()
+    _, which = sums[classes].unique(return_inverse=True)
+    first = torch.full((int(which.max()) + 1,), count).scatter_reduce(0, which, classes, "amin")
+    rank = torch.empty_like(first)
+    rank[first.argsort()] = torch.arange(len(first))
+    kinds[classes] = rank[which]
+    return kinds
 
 
 def named(members: list[Member]) -> str:

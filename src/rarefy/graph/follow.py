@@ -34,9 +34,10 @@ class Operators(TorchDispatchMode):
         names = [argument.name for argument in func._schema.arguments]
         values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         name = func.overloadpacket.__name__
-        self.book.ran += 1
-        if name in COUNTING and self.book.fields(first_tensor(args)):
-            self.book.counted[self.book.ran] = self.book.fields(first_tensor(args))
+        if name in COUNTING:
+            self.book.ran += 1
+            if fields := self.book.fields(first_tensor(args)):
+                self.book.counted[self.book.ran] = fields
         if name in REFORMED:
             fields, shape = self.book.fields(args[0]), args[0].shape
             out = func(*args, **(kwargs or {}))

@@ -42,6 +42,8 @@ class Masking(TorchDispatchMode):
         self.counted, self.removed, self.ran = counted, removed, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ not in COUNTING:
+            return func(*args, **(kwargs or {}))
         self.ran += 1
         fields = self.counted.get(self.ran, ())
         if not fields:
@@ -103,7 +105,8 @@ def norm_of_kept(func: Callable[..., Any], name: str, args: Any, kept: dict[int,
         shape, *parameters = rest
         values = [[*shape[:-1], len(index)], *(pick(p, index) for p in parameters)]
     result, *others = func(small.contiguous(), *values)
-    return (torch.zeros_like(x).index_copy(axis, index, result), *others)
+    zeros = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    return (zeros.index_copy(axis, index, result), *others)
 
 
 def pick(parameter: Any, index: Tensor) -> Any:
@@ -128,14 +131,16 @@ def masked_outputs(
         example: the one that the labels were found on.
         shaken: values to use in place of some parameters, see `shake`.
     """
-    zeroed = dict(shaken or {})
-    for name, parameter in model.named_parameters():
+    zeroed, parameters = dict(shaken or {}), dict(model.named_parameters())
+    for name, parameter in parameters.items():
         gone = [removed[labels] for labels in book.parameters[name]]
         if any(bool(g.any()) for g in gone):
             values = zeroed.get(name, parameter.detach()).clone()
             for axis, each in enumerate(gone):
                 values.index_fill_(axis, each.nonzero()[:, 0].to(values.device), 0)
             zeroed[name] = values
+    # matmul takes another path for weights that want a gradient
+    zeroed = {n: nn.Parameter(v, parameters[n].requires_grad) for n, v in zeroed.items()}
     with unfused(model), Masking(book.counted, removed):
         return outputs_with(model, zeroed, example)
 

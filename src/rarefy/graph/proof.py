@@ -14,6 +14,7 @@ from rarefy.graph.surgery import apply, plan, sliced
 from rarefy.task import Inputs
 
 TOLERANCE = 1e-4
+WRONG_SIZE = "a size that the code computes can't be made right"
 Cuts = Sequence[tuple[Group, Tensor]]
 
 
@@ -54,16 +55,11 @@ def cut(
     model.eval()
     outcome = Outcome()
     try:
-        chosen = list(cuts)
+        search = Search(model, coupling, example, outcome)
+        chosen: Cuts = list(cuts)
         while chosen:
-            chosen, removed, values, wired = plan(coupling, chosen)
-            outcome.spared |= {
-                g.name: "a size that the code computes can't be made right" for g in wired
-            }
-            bad = prove(model, coupling, chosen, example, outcome)
+            bad = search.failing(chosen, keep=True)
             if not bad:
-                apply(model, coupling, removed, values)
-                outcome.cut = {g.name: len(units) for g, units in chosen}
                 break
             chosen = [(g, u) for g, u in chosen if g.family not in bad]
     finally:
@@ -72,59 +68,73 @@ def cut(
     return outcome
 
 
-def prove(
-    model: nn.Module, coupling: Coupling, chosen: Cuts, example: Inputs, outcome: Outcome
-) -> set[int]:
-    """The families whose cut fails; the network is as before."""
-    reason = attempt(model, coupling, chosen, example, outcome)
-    if reason is None:
-        return set()
-    families = sorted({g.family for g, _ in chosen})
-    if len(families) == 1:
-        outcome.spared |= {g.name: reason for g, _ in chosen}
-        return set(families)
-    half = set(families[: len(families) // 2])
-    bad: set[int] = set()
-    for side in (half, set(families) - half):
-        part = [(g, u) for g, u in chosen if g.family in side]
-        bad |= prove(model, coupling, part, example, outcome)
-    if not bad:  # each half is right alone, but not both
-        outcome.spared |= {g.name: reason for g, _ in chosen if g.family in half}
-        return half
-    return bad
+@dataclass
+class Search:
+    """Looks for the families that spoil a cut, by halving.
 
+    Attributes:
+        model, coupling, example: see `cut`.
+        outcome: what was found so far.
+    """
 
-@torch.no_grad()
-def attempt(
-    model: nn.Module, coupling: Coupling, chosen: Cuts, example: Inputs, outcome: Outcome
-) -> str | None:
-    """Why a cut can't be proven, or None; the network is as before."""
-    left, removed, values, wired = plan(coupling, chosen)
-    if wired or len(left) < len(list(chosen)):
-        return "a size that the code computes can't be made right"
-    shaken = shake(model)
-    expected = masked_outputs(model, coupling.book, removed, example, shaken)
-    undo = apply(model, coupling, removed, values)
-    try:
-        small = {
-            name: sliced(tensor, [~removed[own] for own in coupling.book.parameters[name]])
-            for name, tensor in shaken.items()
-        }
-        found = outputs_with(model, small, example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
-        return f"the cut network fails: {(str(error).splitlines() or [''])[0]}"
-    finally:
-        undo.back()
-    if [t.shape for t in found] != [t.shape for t in expected]:
-        return "the cut network gives another shape"
-    outcome.difference = max(
-        (difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0
-    )
-    if not outcome.difference <= TOLERANCE:
-        return (
-            f"the cut network differs from the zeroed one by {outcome.difference:.2g} of its range"
-        )
-    return None
+    model: nn.Module
+    coupling: Coupling
+    example: Inputs
+    outcome: Outcome
+
+    def failing(self, chosen: Cuts, keep: bool = False) -> set[int]:
+        """The families that fail.
+
+        Args:
+            chosen: groups with units.
+            keep: whether a cut without any is left in place; otherwise the network is as before.
+        """
+        reason = self.attempt(chosen, keep)
+        if reason is None:
+            return set()
+        families = sorted({g.family for g, _ in chosen})
+        if len(families) == 1:
+            self.outcome.spared |= {g.name: reason for g, _ in chosen}
+            return set(families)
+        half = set(families[: len(families) // 2])
+        bad: set[int] = set()
+        for side in (half, set(families) - half):
+            bad |= self.failing([(g, u) for g, u in chosen if g.family in side])
+        if not bad:  # each half is right alone, but not both
+            self.outcome.spared |= {g.name: reason for g, _ in chosen if g.family in half}
+            return half
+        return bad
+
+    @torch.no_grad()
+    def attempt(self, chosen: Cuts, keep: bool) -> str | None:
+        """Why a cut can't be proven, or None."""
+        left, removed, values, wired = plan(self.coupling, chosen)
+        if wired and not keep:
+            return WRONG_SIZE
+        self.outcome.spared |= {g.name: WRONG_SIZE for g in wired}
+        shaken, parameters = shake(self.model), self.coupling.book.parameters
+        expected = masked_outputs(self.model, self.coupling.book, removed, self.example, shaken)
+        undo = apply(self.model, self.coupling, removed, values)
+        small = {n: sliced(t, [~removed[own] for own in parameters[n]]) for n, t in shaken.items()}
+        try:
+            reason = self.disagreement(outputs_with(self.model, small, self.example), expected)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
+            reason = f"the cut network fails: {(str(error).splitlines() or [''])[0]}"
+        if reason is None and keep:
+            self.outcome.cut = {g.name: len(units) for g, units in left}
+        else:
+            undo.back()
+        return reason
+
+    def disagreement(self, found: list[Tensor], expected: list[Tensor]) -> str | None:
+        """What is wrong with the outputs of the cut network, or None."""
+        if [t.shape for t in found] != [t.shape for t in expected]:
+            return "the cut network gives another shape"
+        off = max((difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+        if not off <= TOLERANCE:
+            return f"the cut network differs from the zeroed one by {off:.2g} of its range"
+        self.outcome.difference = off
+        return None
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
