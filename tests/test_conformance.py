@@ -42,6 +42,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "static-int8": {},
     "half-precision": {},
     "factorize": {"fit": "outputs", "repair": "least-squares"},
+    "thinet": {"sparsity": 0.5, "epochs": 1},
+    "lasso-channels": {"samples": 512},
+    "merge-neurons": {},
+    "similar-neurons": {"sparsity": 0.25},
+    "diverse-neurons": {"samples": 512},
+    "prune-layers": {"blocks": ["conv2"]},
+    "layer-drop": {"epochs": 1, "blocks": ["conv2"]},
 }
 
 

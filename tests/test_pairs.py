@@ -32,23 +32,37 @@ STEPS: dict[str, dict[str, object]] = {
     "half-precision": {},
     "factorize": {"rank": 2},
     "prune-channels": {"sparsity": 0.5},
+    "thinet": {},
+    "lasso-channels": {"samples": 512},
+    "merge-neurons": {},
+    "similar-neurons": {"sparsity": 0.25},
+    "diverse-neurons": {"samples": 512},
+    "prune-layers": {"blocks": ["norm"]},
+    "layer-drop": {"epochs": 1, "blocks": ["norm"]},
 }
 # Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
 TABLE = """
-                   pw pc ft rn di sw vq hw fp i8 hp fz ch
-prune-weights       x  x  x  x  x  x  x  .  x  x  x  .  x
-prune-connections   x  x  x  x  x  x  x  .  x  x  x  .  x
-finetune            x  x  x  x  x  x  x  x  x  x  x  x  x
-reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x  x
-distill             x  x  x  x  x  x  x  x  x  x  x  x  x
-share-weights       .  .  x  x  x  x  x  .  x  x  x  .  .
-vector-quantization .  .  x  x  x  x  x  .  x  x  x  .  .
-hash-weights        .  .  x  x  x  x  x  .  x  x  x  .  .
-fixed-point         .  .  .  x  .  .  .  .  .  .  .  .  .
-static-int8         .  .  .  x  .  .  .  .  .  .  .  .  .
-half-precision      .  .  .  .  .  .  .  .  .  .  .  .  .
-factorize           x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-channels      x  x  x  x  x  x  x  x  x  x  x  x  x
+                   pw pc ft rn di sw vq hw fp i8 hp fz ch th lc mn sn dn pl ld
+prune-weights       x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x
+prune-connections   x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x
+finetune            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+distill             x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+share-weights       .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
+vector-quantization .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
+hash-weights        .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
+fixed-point         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+static-int8         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+half-precision      .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+factorize           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+prune-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+thinet              x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+lasso-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+merge-neurons       x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+similar-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+diverse-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+prune-layers        x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+layer-drop          x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

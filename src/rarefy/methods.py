@@ -51,4 +51,32 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.factorize.factorize:Factorize",
         "layers become sequences of smaller ones: low rank, separable kernels, Tucker, CP, tensor trains",
     ),
+    "thinet": (
+        "rarefy.prune.thinet:Thinet",
+        "channels whose contributions to the next layer nearly cancel go (Luo et al. 2017)",
+    ),
+    "lasso-channels": (
+        "rarefy.prune.lasso_channels:LassoChannels",
+        "LASSO chooses channels, least squares refits the next layer (He et al. 2017)",
+    ),
+    "merge-neurons": (
+        "rarefy.prune.merge_neurons:MergeNeurons",
+        "units that follow another one on calibration data are merged into it",
+    ),
+    "similar-neurons": (
+        "rarefy.prune.similar_neurons:SimilarNeurons",
+        "units with alike weights are merged, without data (Srinivas, Babu 2015)",
+    ),
+    "diverse-neurons": (
+        "rarefy.prune.diverse_neurons:DiverseNeurons",
+        "a diverse subset of units is drawn, the others fused into it (Mariet, Sra 2016)",
+    ),
+    "prune-layers": (
+        "rarefy.prune.prune_layers:PruneLayers",
+        "residual blocks and transformer layers that matter least become the identity",
+    ),
+    "layer-drop": (
+        "rarefy.distill.layer_drop:LayerDrop",
+        "train with layers dropped at random, so that any depth works (Fan et al. 2019)",
+    ),
 }

@@ -10,7 +10,8 @@ from torch import nn
 from rarefy.graph.coupling import couple
 from rarefy.loops.matrix import rows_of
 from rarefy.prune.readers import readers_of
-from rarefy.prune.thinet import greedy_removal, scales
+from rarefy.prune.rescale import scales
+from rarefy.prune.thinet import greedy_removal
 
 
 def energy(X: torch.Tensor, T: tuple[int, ...]) -> float:

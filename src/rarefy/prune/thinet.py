@@ -19,6 +19,7 @@ from rarefy.loops.repair import repair
 from rarefy.measure.quality import batches_of
 from rarefy.prune.by_group import Cutting, prune_by_group, share_of
 from rarefy.prune.readers import Reader, sample_rows
+from rarefy.prune.rescale import rescale
 from rarefy.step import Context, Count, OpenFraction, Patterns, Positive, Step
 from rarefy.task import move
 
@@ -42,20 +43,6 @@ def greedy_removal(G: Tensor, number: int) -> Tensor:
         energy = energy + 2 * G[:, c]
         energy[chosen[: i + 1]] = torch.inf
     return chosen
-
-
-def scales(X: Tensor, y: Tensor, damping: float = 1e-6) -> Tensor:
-    """One factor for each channel so that ``X @ w`` comes nearest to y, never farther than ``X @ 1``.
-
-    Args:
-        X: contributions of the channels that stay, (samples, channels).
-        y: (samples,) their sum with those that go.
-        damping: pull towards 1, as a share of the mean of the squared contributions.
-    """
-    H = X.mT @ X
-    pull = damping * H.diagonal().mean().clamp(min=1e-30)
-    off = X.mT @ (y - X.sum(1))
-    return 1 + torch.linalg.solve(H + pull * torch.eye(len(H)).to(H), off)
 
 
 @dataclass(frozen=True)
@@ -121,13 +108,3 @@ class Thinet(Step):
             share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude, after
         )
         return prune_by_group(model, context, cutting, self.key())
-
-
-def rescale(reader: Reader, X: Tensor, gone: Tensor) -> None:
-    """Scales what a layer reads of the channels that stay."""
-    stays = torch.ones(X.shape[1], dtype=torch.bool)
-    stays[gone] = False
-    W, columns = reader.matrix, reader.columns[stays]
-    w = scales(X[:, stays], X.sum(1)).to(W)
-    W[:, columns] *= w.unsqueeze(1)
-    reader.put(W)
