@@ -178,3 +178,14 @@ def test_a_class_of_the_network_itself_may_be_made() -> None:
     known = {"somewhere:Net": Net}
     assert find_class("somewhere:Net", known) is Net
     assert find_class("torch.nn.modules.linear:Identity", {}) is nn.Identity
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_convolutions_that_were_put_in_come_back_with_their_padding(mode: str) -> None:
+    original = Net().eval()
+    changed = copy.deepcopy(original)
+    first = nn.Conv2d(1, 2, 3, padding=(2, 1), padding_mode=mode)
+    changed.conv = nn.Sequential(first, nn.Conv2d(2, changed.conv.out_channels, 1))
+    x = torch.randn(2, 1, 5, 5)
+    back = through_text(changed, original)
+    assert torch.equal(back.conv(x), changed.conv(x))

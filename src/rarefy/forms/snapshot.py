@@ -20,6 +20,7 @@ from rarefy.errors import FileError
 from rarefy.forms.shadow import Form, dress, unparametrize
 
 HIDDEN = {"training", "parametrizations"}
+PRIVATE = {"_reversed_padding_repeated_twice"}  # of convolutions, made from their padding
 TRUSTED = ("torch.nn.", "rarefy.")
 
 
@@ -59,7 +60,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: encode(value)
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in HIDDEN and plain(value)
+        if (name in PRIVATE or not name.startswith("_")) and name not in HIDDEN and plain(value)
     }
 
 
