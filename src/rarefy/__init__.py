@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rarefy.compress import Result as Result
     from rarefy.distill.distill import Distill as Distill
     from rarefy.distill.finetune import Finetune as Finetune
+    from rarefy.factorize.factorize import Factorize as Factorize
+    from rarefy.prune.prune_channels import PruneChannels as PruneChannels
     from rarefy.prune.prune_weights import PruneWeights as PruneWeights
     from rarefy.quantize.share_weights import ShareWeights as ShareWeights
     from rarefy.quantize.static_int8 import StaticInt8 as StaticInt8
@@ -28,8 +30,10 @@ FACE = {
     "Budget": "rarefy.budget",
     "Context": "rarefy.step",
     "Distill": "rarefy.distill.distill",
+    "Factorize": "rarefy.factorize.factorize",
     "Finetune": "rarefy.distill.finetune",
     "Metric": "rarefy.task",
+    "PruneChannels": "rarefy.prune.prune_channels",
     "PruneWeights": "rarefy.prune.prune_weights",
     "Recipe": "rarefy.recipe",
     "Result": "rarefy.compress",
@@ -40,8 +44,8 @@ FACE = {
     "compress": "rarefy.search.compress",
     "select": "rarefy.select",
 }
-__all__ = ["Budget", "Context", "Distill", "Finetune", "Metric", "PruneWeights", "Recipe", "Result",
-           "ShareWeights", "StaticInt8", "Step", "Task", "__version__", "compress", "select"]  # fmt: skip
+__all__ = ["Budget", "Context", "Distill", "Factorize", "Finetune", "Metric", "PruneChannels",
+           "PruneWeights", "Recipe", "Result", "ShareWeights", "StaticInt8", "Step", "Task", "__version__", "compress", "select"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
