@@ -45,7 +45,8 @@ FACE = {
     "select": "rarefy.select",
 }
 __all__ = ["Budget", "Context", "Distill", "Factorize", "Finetune", "Metric", "PruneChannels",
-           "PruneWeights", "Recipe", "Result", "ShareWeights", "StaticInt8", "Step", "Task", "__version__", "compress", "select"]  # fmt: skip
+           "PruneWeights", "Recipe", "Result", "ShareWeights", "StaticInt8", "Step",
+           "Task", "__version__", "compress", "select"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
