@@ -98,7 +98,8 @@ def test_the_page_ends_in_a_recipe_that_runs(
     analysis: tuple[Path, Path], digits_network: nn.Module
 ) -> None:
     page = Reader((analysis[0] / "sensitivity.html").read_text(encoding="utf-8"))
-    (text,) = [t for t in page.text if t.lstrip().startswith("steps:")]
+    text, channels = [t for t in page.text if t.lstrip().startswith("steps:")]
+    assert Recipe.from_yaml(channels).steps[0].key() == "prune-channels"
     prune = Recipe.from_yaml(text).steps[0]
     wanted = yaml.safe_load(text)["steps"][0]["prune-weights"]["sparsities"]
     assert prune.settings() == {"sparsities": wanted}

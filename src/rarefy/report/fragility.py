@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a sensitivity analysis: the curves, a table, and a recipe that follows from them."""
+"""The page of a sensitivity analysis: curves, tables, and the recipes that follow from them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +12,18 @@ from rarefy.report.markup import Markup, element
 from rarefy.report.origin import copyable
 from rarefy.report.schema import Metric, Probe
 from rarefy.report.table import Cell, section, table
-from rarefy.report.training import sensitivity_section
+from rarefy.report.training import fragility_chart, sensitivity_section
 from rarefy.report.verdict import metric_text
 
 TOLERANCE = 0.01  # of the metric, that a layer may cost alone
-HEADINGS = {"sensitivity": "Curves", "layers": "Layers", "recipe": "Recipe"}
+HEADINGS = {
+    "sensitivity": "Curves",
+    "layers": "Layers",
+    "recipe": "Recipe",
+    "groups": "Channels",
+    "channels": "Channel recipe",
+}
+LARGEST = 0.9  # share of a group's channels that a recipe takes at most
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -32,6 +39,8 @@ def render(document: Mapping[str, Any]) -> str:
         "layers": layers_section(document["rows"], metric, bearable),
         "recipe": recipe_section(bearable),
     }
+    if document.get("groups"):
+        sections |= group_sections(document["groups"], metric)
     return frame(
         f"{document['model']}: what each layer can lose",
         headline(document, metric, bearable),
@@ -49,11 +58,13 @@ def loss(metric: Metric, value: float | None) -> float:
     return lost / max(abs(metric.value), 1e-12)
 
 
-def bearable_sparsity(probes: Sequence[Probe], metric: Metric) -> float:
+def bearable_sparsity(
+    probes: Sequence[Probe], metric: Metric, tolerance: float = TOLERANCE
+) -> float:
     """The largest sparsity up to which no probe of a layer loses more than the tolerance; 0 if none."""
     found = 0.0
     for probe in sorted(probes, key=lambda p: p.sparsity):
-        if loss(metric, probe.metric) > TOLERANCE:
+        if loss(metric, probe.metric) > tolerance:
             break
         found = probe.sparsity
     return found
@@ -83,11 +94,27 @@ def layers_section(
     rows: Sequence[Mapping[str, Any]], metric: Metric, bearable: Mapping[str, float]
 ) -> Markup:
     """All figures: one row a layer, one column a sparsity."""
+    lead = (
+        f"{metric.name.capitalize()} on validation data with one layer pruned by magnitude and nothing "
+        f"repaired; a layer bears what costs less than {q.percent(TOLERANCE, 0)} of it."
+    )
+    figures = figures_table("Metric by layer and share of zeros", rows, metric, bearable, "Layer")
+    return section("layers", "Layer by layer", lead, figures)
+
+
+def figures_table(
+    caption: str,
+    rows: Sequence[Mapping[str, Any]],
+    metric: Metric,
+    bearable: Mapping[str, float],
+    what: str,
+) -> Markup:
+    """A table of probes: one row for each of what was probed, one column a sparsity."""
     sparsities = sorted({row["sparsity"] for row in rows})
     by_layer: dict[str, dict[float, Mapping[str, Any]]] = {}
     for row in rows:
         by_layer.setdefault(row["layer"], {})[row["sparsity"]] = row
-    headings = ["Layer", "Type", "Weights", *(q.percent(s, 0) for s in sparsities), "Bears"]
+    headings = [what, "Type", "Weights", *(q.percent(s, 0) for s in sparsities), "Bears"]
     cells = []
     for name, found in by_layer.items():
         first = next(iter(found.values()))
@@ -101,14 +128,42 @@ def layers_section(
                 Cell(q.percent(bearable[name], 0), key=bearable[name]),
             ]
         )
+    return table(caption, headings, cells, sortable=True, words=2)
+
+
+def group_sections(rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Markup]:
+    """Curves and figures of coupled channels, and a recipe that cuts them."""
+    probes = [Probe.model_validate(row) for row in rows]
+    bearable = {
+        name: bearable_sparsity([p for p in probes if p.layer == name], metric)
+        for name in dict.fromkeys(p.layer for p in probes)
+    }
+    drawing, names = fragility_chart(
+        "groups", probes, metric, "channels cut in this group alone (%)"
+    )
+    figures = figures_table(
+        "Metric by group and share of its channels", rows, metric, bearable, "Group"
+    )
     lead = (
-        f"{metric.name.capitalize()} on validation data with one layer pruned by magnitude and nothing "
-        f"repaired; a layer bears what costs less than {q.percent(TOLERANCE, 0)} of it."
+        "The same with the smallest channels of one group cut out, and everything that is coupled to them. "
+        f"The most fragile is {q.shortened(names[0], 60)}."
     )
-    caption = "Metric by layer and share of zeros"
-    return section(
-        "layers", "Layer by layer", lead, table(caption, headings, cells, sortable=True, words=2)
-    )
+    found = {
+        "groups": section("groups", "What each group of channels can lose", lead, drawing, figures)
+    }
+    patterns = {row["layer"]: row["pattern"] for row in rows}
+    wanted = {
+        patterns[name]: min(share, LARGEST)
+        for name, share in bearable.items()
+        if share > 0 and patterns[name]
+    }
+    if wanted:
+        steps = [{"prune-channels": {"sparsities": wanted}}, "distill"]
+        text = yaml.safe_dump({"steps": steps}, sort_keys=False, width=100)
+        lead = "Every group as far as it bears alone; the file becomes smaller and faster as it is."
+        body = copyable("channels.yaml", text.rstrip())
+        found["channels"] = section("channels", "A recipe for channels", lead, body)
+    return found
 
 
 def value_cell(metric: Metric, value: float | None) -> Cell:

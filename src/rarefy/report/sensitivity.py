@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers mind being pruned: the metric with one layer at a time made sparse.
+"""Which layers, and which coupled channels, mind being pruned: the metric with one of them at a time.
 
 As in Han, Pool, Tran, Dally 2015, arXiv 1506.02626, figure 6, where it decides how far each layer is pruned.
 """
@@ -27,6 +27,7 @@ from rarefy.prune.scores import magnitude
 from rarefy.recipe import Recipe
 from rarefy.report.fragility import render
 from rarefy.report.frame import write_page
+from rarefy.report.group_sensitivity import probe_groups
 from rarefy.select import Layer, select, sharing
 from rarefy.store.replacing import replacing
 from rarefy.store.stages import model_key
@@ -62,7 +63,8 @@ def write_sensitivity(
 ) -> Path:
     """Writes ``sensitivity.json`` and ``sensitivity.html`` into a folder.
 
-    Layers that the folder's table holds already, of the same network and task, are not probed again.
+    Layers and groups that the folder's table holds already, of the same network and task, are not probed
+    again. Groups are under ``groups``, see `rarefy.report.group_sensitivity.probe_groups`.
 
     Returns:
         The page's path.
@@ -84,18 +86,25 @@ def write_sensitivity(
             "task": task.name,
             "metric": metric_facts(quality, "pytorch"),
             "rows": [],
+            "groups": [],
         }
     rows: list[Row] = document["rows"]
     done = {row["layer"] for row in rows}
     left = [layer for layer in select(model) if name_of(layer) not in done]
     out.mkdir(parents=True, exist_ok=True)
 
-    def keep(found: list[Row]) -> None:
-        rows.extend(found)
-        with replacing(table) as partial:
-            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    def keeping(into: list[Row]) -> Callable[[list[Row]], None]:
+        def keep(found: list[Row]) -> None:
+            into.extend(found)
+            with replacing(table) as partial:
+                partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
-    for _ in probe(model, task, left, wanted, keep):
+        return keep
+
+    for _ in probe(model, task, left, wanted, keeping(rows)):
+        pass
+    groups: list[Row] = document.setdefault("groups", [])
+    for _ in probe_groups(model, task, wanted, {r["layer"] for r in groups}, keeping(groups)):
         pass
     return write_page(render(document), out / PAGE)
 

@@ -107,6 +107,24 @@ def _curves(
 
 def sensitivity_section(found: Sequence[Probe], metric: Metric | None) -> Markup:
     """The metric with one layer at a time made sparse; the six most fragile layers in colour."""
+    shown = _metric_title(metric)
+    drawing, names = fragility_chart("sensitivity", found, metric, "zeros in this layer alone (%)")
+    lead = f"{shown.capitalize()} when one layer alone is made sparse."
+    lead += f" The most fragile is {q.shortened(names[0], 60)}."
+    return section("sensitivity", "What each layer can lose", lead, drawing)
+
+
+def fragility_chart(
+    name: str, found: Sequence[Probe], metric: Metric | None, below: str
+) -> tuple[Markup, list[str]]:
+    """Curves of the metric over what was taken, and the names in the order of their fragility.
+
+    Args:
+        name: of the chart; its id is ``chart-<name>``.
+        found: at least one probe.
+        metric: that was taken.
+        below: title of the horizontal axis.
+    """
     probes: dict[str, list[Probe]] = {}
     for probe in found:
         probes.setdefault(probe.layer, []).append(probe)
@@ -132,13 +150,13 @@ def sensitivity_section(found: Sequence[Probe], metric: Metric | None) -> Markup
                     marker={"size": 6 if strong else 3},
                     hoverinfo="text",
                     hovertext=[
-                        f"{c.label(name)}<br>{q.percent(x.sparsity, 0)} zeros: {q.plain(v, 4)}"
+                        f"{c.label(name)}<br>{q.percent(x.sparsity, 0)}: {q.plain(v, 4)}"
                         for x, v in zip(points, values, strict=True)
                     ],
                 )
             )
         layout = {
-            "xaxis": c.axis("zeros in this layer alone (%)", showgrid=False),
+            "xaxis": c.axis(below, showgrid=False),
             "yaxis": c.axis(c.label(_metric_title(metric)), nticks=6),
         }
         return c.figure(traces, 320 if narrow else 380, **layout)
@@ -146,13 +164,8 @@ def sensitivity_section(found: Sequence[Probe], metric: Metric | None) -> Markup
     legend = [(q.shortened(name, 40), _colour(i)) for i, name in enumerate(coloured)]
     if len(names) > len(coloured):
         legend.append((f"{len(names) - len(coloured)} others", OTHERS))
-    summary = (
-        f"{_metric_title(metric)} against sparsity, most fragile layer first: {', '.join(names)}."
-    )
-    lead = f"{_metric_title(metric).capitalize()} when one layer alone is made sparse."
-    lead += f" The most fragile is {q.shortened(names[0], 60)}."
-    drawing = c.chart("chart-sensitivity", summary, build, legend)
-    return section("sensitivity", "What each layer can lose", lead, drawing)
+    summary = f"{_metric_title(metric)} against {below}, most fragile first: {', '.join(names)}."
+    return c.chart(f"chart-{name}", summary, build, legend), names
 
 
 def _fragility(probes: list[Probe], higher_is_better: bool) -> float:
