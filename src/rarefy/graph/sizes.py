@@ -48,24 +48,12 @@ def constraint(*names: str) -> Callable[[Constraint], Constraint]:
     return register
 
 
-@constraint(
-    "view",
-    "reshape",
-    "unflatten",
-    "expand",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "randn",
-    "rand",
-    "broadcast_to",
-)
-def shaped(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) -> Any:  # fmt: skip
+CONSTANTS = ("zeros", "ones", "empty", "full", "randn", "rand")
+FACTORIES = (*CONSTANTS, "new_zeros", "new_ones", "new_full", "new_empty")
+
+
+@constraint("view", "reshape", "unflatten", "expand", "broadcast_to", *FACTORIES)
+def shaped(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) -> Any:
     """Every size counts the positions along one axis of the result."""
     name = func.__name__
     sizes = sizes_in(name, args, kwargs)
@@ -99,20 +87,6 @@ def shaped(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) ->
     return out
 
 
-FACTORIES = {
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "randn",
-    "rand",
-}
-
-
 def note_literal(book: Book, name: str, labels: Tensor) -> None:
     """One line for the report: channels that are kept because the code counts them."""
     key = f"{name} with sizes written as numbers"
@@ -121,7 +95,7 @@ def note_literal(book: Book, name: str, labels: Tensor) -> None:
 
 def sizes_in(name: str, args: Any, kwargs: Any) -> list[Any]:
     """The sizes that a call names, in order."""
-    if name in ("zeros", "ones", "empty", "randn", "rand", "full"):
+    if name in CONSTANTS:
         given = kwargs.get("size", args)
     elif name == "unflatten":
         given = args[2:] or (kwargs["sizes"],)
@@ -129,21 +103,15 @@ def sizes_in(name: str, args: Any, kwargs: Any) -> list[Any]:
         given = args[1:] or (kwargs.get("size", kwargs.get("shape", ())),)
     if given and isinstance(given[0], (tuple, list)):
         given = given[0]
-    return (
-        []
-        if isinstance(given, torch.dtype)
-        else [n for n in given if not isinstance(n, torch.dtype)]
-    )
+    return [n for n in given if not isinstance(n, torch.dtype)]
 
 
 def label_new(book: Book, out: Tensor, sizes: Sequence[Any]) -> None:
     """A constant of a size that is not written as a number can be made smaller: its axes get labels."""
-    fields = []
+    book.put(out, ())
     for axis, size in enumerate(sizes):
         if isinstance(size, Number) and out.shape[axis] > 1:
-            labels = book.labels.fresh(int(size))
-            fields.append(labels.reshape([-1 if i == axis else 1 for i in range(out.dim())]))
-    book.put(out, fields)
+            add_labels(book, out, axis)
 
 
 def label_grown(book: Book, x: Tensor, out: Tensor, sizes: Sequence[Any]) -> None:
