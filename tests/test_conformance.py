@@ -49,6 +49,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "diverse-neurons": {"samples": 512},
     "prune-layers": {"blocks": ["conv2"]},
     "layer-drop": {"epochs": 1, "blocks": ["conv2"]},
+    "sparsify": {"strength": 0.05, "epochs": 1, "rate": 0.05},
+    "eagle-eye": {"candidates": 2, "sparsity": 0.3},
+    "preserve-features": {"epochs": 1},
+    "prune-transformer": {"examples": 128},
 }
 
 

@@ -39,30 +39,38 @@ STEPS: dict[str, dict[str, object]] = {
     "diverse-neurons": {"samples": 512},
     "prune-layers": {"blocks": ["norm"]},
     "layer-drop": {"epochs": 1, "blocks": ["norm"]},
+    "sparsify": {"epochs": 1},
+    "eagle-eye": {"candidates": 1, "sparsity": 0.3},
+    "preserve-features": {"epochs": 1},
+    "prune-transformer": {"examples": 64},
 }
 # Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
 TABLE = """
-                   pw pc ft rn di sw vq hw fp i8 hp fz ch th lc mn sn dn pl ld
-prune-weights       x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x
-prune-connections   x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x
-finetune            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-distill             x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-share-weights       .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
-vector-quantization .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
-hash-weights        .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x
-fixed-point         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-static-int8         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-half-precision      .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-factorize           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-thinet              x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-lasso-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-merge-neurons       x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-similar-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-diverse-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-layers        x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-layer-drop          x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+                   pw pc ft rn di sw vq hw fp i8 hp fz ch th lc mn sn dn pl ld sp ee pf pt
+prune-weights       x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x  x  x  x  .
+prune-connections   x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x  x  x  x  .
+finetune            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+distill             x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+share-weights       .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
+vector-quantization .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
+hash-weights        .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
+fixed-point         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+static-int8         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+half-precision      .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+factorize           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+prune-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+thinet              x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+lasso-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+merge-neurons       x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+similar-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+diverse-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+prune-layers        x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+layer-drop          x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+sparsify            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+eagle-eye           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+preserve-features   x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+prune-transformer   x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

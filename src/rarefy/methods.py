@@ -79,4 +79,20 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.distill.layer_drop:LayerDrop",
         "train with layers dropped at random, so that any depth works (Fan et al. 2019)",
     ),
+    "sparsify": (
+        "rarefy.prune.sparsify:Sparsify",
+        "train under a penalty that empties weights, channels or blocks; cut what is empty",
+    ),
+    "eagle-eye": (
+        "rarefy.prune.eagle_eye:EagleEye",
+        "search how much of each layer goes, judged after batch norms are measured anew (Li et al. 2020)",
+    ),
+    "preserve-features": (
+        "rarefy.prune.preserve_features:PreserveFeatures",
+        "a cut network learns from the original's answers and feature maps",
+    ),
+    "prune-transformer": (
+        "rarefy.prune.prune_transformer:PruneTransformer",
+        "heads and feed-forward neurons go by the gradients of their gates (Michel et al. 2019; Kwon et al. 2022)",
+    ),
 }
