@@ -56,6 +56,7 @@ def test_layers_are_blocks_and_their_experts_are_not() -> None:
 
 
 def test_blocks_of_a_residual_network() -> None:
+    torch.manual_seed(0)
     found = blocks_of(CifarResNet(20, width=4), torch.randn(1, 3, 16, 16))
     assert [b.name for b in found] == [f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)]
     assert [b.name for b in found if not b.removable] == ["layer2.0", "layer3.0"]
@@ -63,6 +64,8 @@ def test_blocks_of_a_residual_network() -> None:
 
 
 def test_a_block_that_runs_twice_is_left_out() -> None:
+    torch.manual_seed(0)
+
     class Twice(Net):
         def forward(self, x: Tensor) -> Tensor:
             x, _ = self.layers[0](x, scale=1.0)
@@ -72,6 +75,7 @@ def test_a_block_that_runs_twice_is_left_out() -> None:
 
 
 def test_blocks_can_be_named() -> None:
+    torch.manual_seed(0)
     model, x = CifarResNet(20, width=4), torch.randn(1, 3, 16, 16)
     assert [b.name for b in blocks_of(model, x, ["layer1"])] == ["layer1"]
     with pytest.raises(ModelError, match=r"'layr\*' matches no block that runs once"):
@@ -79,6 +83,7 @@ def test_blocks_can_be_named() -> None:
 
 
 def test_cosine_of_maps_and_tokens() -> None:
+    torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 4)
     assert torch.allclose(channel_cosine(x, 3 * x), torch.ones(2, dtype=torch.float64))
     tokens = torch.randn(2, 5, 8)

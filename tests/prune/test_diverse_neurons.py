@@ -67,6 +67,7 @@ def test_fusing_never_makes_the_next_layer_worse() -> None:
 
 
 def test_neurons_in_the_span_of_the_others_cost_nothing() -> None:
+    torch.manual_seed(0)
     V = torch.randn(5, 30, dtype=torch.float64)
     V[4] = V[0] - 2 * V[2]
     columns = torch.arange(10).view(5, 2)  # two columns each, as behind a flattened map

@@ -23,6 +23,7 @@ def test_it_is_sklearns_lasso(penalty: float) -> None:
 
 
 def test_a_coefficient_of_an_empty_channel_stays_zero() -> None:
+    torch.manual_seed(0)
     Z = torch.randn(50, 4, dtype=torch.float64)
     Z[:, 2] = 0
     beta = lasso(Z.mT @ Z / 50, Z.mT @ Z.sum(1) / 50, 1e-3)
@@ -44,12 +45,14 @@ def test_exactly_as_many_survive_as_asked(n: int, data: st.DataObject) -> None:
 
 
 def test_the_channels_that_make_the_output_survive() -> None:
+    torch.manual_seed(0)
     Z = torch.randn(400, 10, dtype=torch.float64)
     y = 3 * Z[:, 2] + 2 * Z[:, 5] - 4 * Z[:, 7] + 0.1 * torch.randn(400, dtype=torch.float64)
     assert select_channels(Z.mT @ Z / 400, Z.mT @ y / 400, 3).tolist() == [2, 5, 7]
 
 
 def test_normal_equations_are_those_of_the_stacked_problem() -> None:
+    torch.manual_seed(0)
     X, W = torch.randn(30, 12, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
     Y = torch.randn(30, 5, dtype=torch.float64)
     columns = torch.randperm(12).view(4, 3)
@@ -61,6 +64,7 @@ def test_normal_equations_are_those_of_the_stacked_problem() -> None:
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_what_the_refit_leaves_is_orthogonal_to_the_inputs(biased: bool) -> None:
+    torch.manual_seed(0)
     X = torch.randn(80, 6, dtype=torch.float64) + 1
     Y = torch.randn(80, 3, dtype=torch.float64) + 2
     W, b = fit_weight(X, Y, torch.zeros(3, 6, dtype=torch.float64), 0.0, biased)

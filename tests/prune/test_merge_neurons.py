@@ -3,6 +3,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ def regression_of(Y: Tensor):  # type: ignore[no-untyped-def]
 
 
 def test_a_linear_neuron_is_merged_without_a_trace() -> None:
+    torch.manual_seed(0)
     Y = torch.randn(500, 6, dtype=torch.float64)
     Y[:, 4] = -1.5 * Y[:, 1] + 0.7
     W = torch.randn(3, 6, dtype=torch.float64)
@@ -30,6 +32,7 @@ def test_a_linear_neuron_is_merged_without_a_trace() -> None:
 
 
 def test_no_merger_is_worse_than_deleting() -> None:
+    torch.manual_seed(0)
     Y = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
     W, fit = torch.randn(4, 5, dtype=torch.float64), regression_of(Y)
     for i in range(5):
@@ -42,6 +45,7 @@ def test_no_merger_is_worse_than_deleting() -> None:
 
 
 def test_the_cheapest_pair_goes_first() -> None:
+    torch.manual_seed(0)
     Y = torch.randn(300, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64)
     W = torch.randn(4, 8, dtype=torch.float64)
     fit, columns, current = regression_of(Y), torch.arange(8).view(8, 1), W.clone()
@@ -54,18 +58,12 @@ def test_the_cheapest_pair_goes_first() -> None:
             for b in alive - {a}
         }
         assert costs[i, j] <= min(costs.values()) * (1 + 1e-12)
-        merge([current], [columns], [only(fit, i, j)], 1)
+        current[:, i] += fit.slope[i, j] * current[:, j]
         alive.remove(j)
 
 
-def only(fit, i: int, j: int):  # type: ignore[no-untyped-def]
-    """The same regressions with one pair free."""
-    residual = torch.full_like(fit.residual, 1e30)
-    residual[i, j] = 0
-    return type(fit)(fit.slope, fit.offset, residual)
-
-
 def test_constants_move_into_the_bias() -> None:
+    torch.manual_seed(0)
     Y = torch.randn(100, 3, dtype=torch.float64)
     Y[:, 1] = 4.0
     W = torch.randn(2, 3, dtype=torch.float64)
@@ -89,12 +87,19 @@ class Doubled(nn.Module):
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 
-def test_twelve_of_twenty_four_go_for_nothing(digits_task: Task) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_twelve_of_twenty_four_go_for_nothing(biased: bool, digits_task: Task) -> None:
     torch.manual_seed(0)
     model = Doubled().eval()
+    if not biased:  # mergers leave constants, for which a bias is made
+        model.fc2.bias = None
+        with torch.no_grad():
+            model.fc1.bias[3], model.fc1.weight[3] = 1.0, 0.0
+            model.fc1.bias[15], model.fc1.weight[15] = 2.5, 0.0
     x = digits_task.example
-    before = model(x)
+    before = model(x).detach()
     context = Context(digits_task, copy.deepcopy(model), torch.device("cpu"))
     after = MergeNeurons(sparsity=0.5).apply(model, context)
     assert after.fc1.weight.shape == (12, 64)
+    assert after.fc2.bias is not None
     assert torch.allclose(after(x), before, atol=1e-5 * float(before.abs().max()))

@@ -27,6 +27,7 @@ def test_every_other_layer() -> None:
 
 
 def test_influence_and_output_change() -> None:
+    torch.manual_seed(0)
     x = torch.randn(4, 5, 8)
     assert abs(influence([(x, 2 * x)])) < 1e-9
     assert abs(influence([(x, -x), (x, x)]) - 1) < 1e-9
@@ -87,6 +88,7 @@ def test_by_loss_the_network_without_labels_imitates_the_original(digits_task: T
 
 
 def test_blocks_that_change_the_shape_are_refused(digits_task: Task) -> None:
+    torch.manual_seed(0)
     model = load_model("zoo:resnet20@cifar10")
     images = [torch.randn(2, 3, 32, 32) for _ in range(2)]
     task = replace(

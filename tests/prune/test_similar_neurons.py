@@ -23,6 +23,7 @@ def saliencies(V: Tensor, A: Tensor) -> dict[tuple[int, int], float]:
 
 
 def test_the_order_is_that_of_the_formula_with_rebuilt_rows() -> None:
+    torch.manual_seed(0)
     V, A = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     current, alive = A.clone(), set(range(7))
     for m in mergers(V, A):
@@ -35,6 +36,7 @@ def test_the_order_is_that_of_the_formula_with_rebuilt_rows() -> None:
 
 
 def test_twins_cost_nothing_and_multiples_only_unscaled() -> None:
+    torch.manual_seed(0)
     V, A = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
     V[4] = V[1]
     first = mergers(V, A)[0]
@@ -100,6 +102,7 @@ def test_twin_channels_behind_a_batch_norm_merge_without_data(digits_task: Task)
 
 
 def test_incoming_weights_hold_the_bias() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     group = couple(model, torch.randn(2, 3)).groups[0]
     V = incoming(model, group)

@@ -135,6 +135,9 @@ def cut_family(
                 remember(reader, undo)
             cuts.append((group, cutting.choose(group, readers, number)))
         before = {name: p.shape for name, p in model.named_parameters()}
+        if before.keys() - coupling.book.parameters.keys():  # a reader got a bias
+            coupling = couple(model, example)
+            cuts = [same_units(coupling, group, units) for group, units in cuts]
         outcome = cut(model, coupling, cuts, example)
         spared |= outcome.spared
         if outcome.cut:
@@ -142,6 +145,14 @@ def cut_family(
             for group, units in cuts:
                 note_outputs(cutting.outputs, group, units, before)
     return outcome.cut
+
+
+def same_units(coupling: Coupling, old: Group, units: Tensor) -> tuple[Group, Tensor]:
+    """A group and its units as another look at the same network numbers them."""
+    group, first = coupling.group(old.name), old.members[0]
+    twin = next(m for m in group.members if (m.name, m.axis) == (first.name, first.axis))
+    places = first.places[torch.isin(first.units, units)]
+    return group, twin.units[torch.isin(twin.places, places)].unique()
 
 
 def remember(reader: Reader, undo: ExitStack) -> None:
