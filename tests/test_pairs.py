@@ -39,7 +39,7 @@ STEPS: dict[str, dict[str, object]] = {
     "diverse-neurons": {"samples": 512},
     "prune-layers": {"blocks": ["norm"]},
     "layer-drop": {"epochs": 1, "blocks": ["norm"]},
-    "sparsify": {"epochs": 1},
+    "sparsify": {"penalty": "group-lasso", "epochs": 1},
     "eagle-eye": {"candidates": 1, "sparsity": 0.3},
     "preserve-features": {"epochs": 1},
     "prune-transformer": {"examples": 64},
