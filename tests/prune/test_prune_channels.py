@@ -245,7 +245,7 @@ def test_bad_settings_are_refused(fields: dict[str, object], sentence: str) -> N
         ({"exclude": "*"}, ModelError, "every channel is protected"),
         ({"layers": "fc2"}, ModelError, "every channel is protected"),
         ({"layers": "fc1", "criterion": "norm-scale"}, ModelError, "no norm scales its units"),
-        ({"sparsity": 0.99, "target": "macs"}, ModelError, "the largest cut leaves"),
+        ({"sparsity": 0.99, "target": "macs"}, ModelError, "the largest cut leaves macs="),
         ({"sparsities": {"fc9": 0.5}}, RecipeError, "'fc9' matches no layer"),
     ],
 )

@@ -199,7 +199,7 @@ class Cutter:
             return cuts(allocation.global_counts(groups, ranked, wanted, limits))
 
         limit = (1 - share) * self.first
-        return smallest_cut(model, coupling, at, levels, self.cost, limit)
+        return smallest_cut(model, coupling, at, levels, self.cost, limit, step.target)
 
     def conclude(self, model: nn.Module) -> None:
         """Writes down what became of the network."""
