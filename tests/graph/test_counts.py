@@ -129,7 +129,6 @@ class Multi(nn.Module):
         super().__init__()
         self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
         self.attention = nn.MultiheadAttention(8, 4, batch_first=True, **options)  # type: ignore[arg-type]
-        self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
