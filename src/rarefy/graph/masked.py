@@ -133,7 +133,7 @@ def masked_outputs(
     """
     zeroed, parameters = dict(shaken or {}), dict(model.named_parameters())
     for name, parameter in parameters.items():
-        gone = [removed[labels] for labels in book.parameters[name]]
+        gone = [removed[labels] for labels in book.parameters.get(name, ())]
         if any(bool(g.any()) for g in gone):
             values = zeroed.get(name, parameter.detach()).clone()
             for axis, each in enumerate(gone):

@@ -115,7 +115,10 @@ class Search:
         shaken, parameters = shake(self.model), self.coupling.book.parameters
         expected = masked_outputs(self.model, self.coupling.book, removed, self.example, shaken)
         undo = apply(self.model, self.coupling, removed, values)
-        small = {n: sliced(t, [~removed[own] for own in parameters[n]]) for n, t in shaken.items()}
+        small = {
+            n: sliced(t, [~removed[own] for own in parameters.get(n, ())])
+            for n, t in shaken.items()
+        }
         try:
             reason = self.disagreement(outputs_with(self.model, small, self.example), expected)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:

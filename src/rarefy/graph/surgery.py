@@ -21,6 +21,7 @@ SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...
     ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0)}),
     ((nn.GroupNorm,), {"num_channels": ("weight", 0)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
+    ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1)}),
 )  # fmt: skip
 """Attributes of torch's modules that only tell the shape of a parameter."""
 
