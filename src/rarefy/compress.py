@@ -19,8 +19,10 @@ from rarefy.errors import ModelError
 from rarefy.export.artefact import Artefact, write_program
 from rarefy.export.finished import baked_copy
 from rarefy.forms.shadow import bake
+from rarefy.loops.finite import all_finite
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import Evidence, metric_facts
+from rarefy.measure.memory import give_back
 from rarefy.measure.quality import evaluate
 from rarefy.measure.verdict import judge
 from rarefy.recipe import Recipe
@@ -105,6 +107,7 @@ def run_recipe(
     try:
         stages, last = run_steps(model, task, recipe, seed, folder)
         bake(last, lambda module: move_to_files(module, folder))
+        give_back()
         evidence = Evidence(
             model, last, task, [s.program for s in stages], [s.facts for s in stages]
         )
@@ -131,7 +134,7 @@ def check(model: nn.Module, task: Task, recipe: Recipe) -> None:
     """
     recipe.check(task)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(
                 f"'{name}' holds NaN or infinity; give a network whose weights are finite"
             )
@@ -149,7 +152,7 @@ def check(model: nn.Module, task: Task, recipe: Recipe) -> None:
         ) from None
     finally:
         model.train(was)
-    if not all(bool(torch.isfinite(t).all()) for t in tensors_of(outputs) if t.is_floating_point()):
+    if not all(all_finite(t) for t in tensors_of(outputs) if t.is_floating_point()):
         raise ModelError(f"the network gives NaN or infinity on the example of task '{task.name}'")
 
 
@@ -182,6 +185,7 @@ def run_steps(
         )
         current, seconds = apply_step(step, current, context)
         move_to_files(current, folder)
+        give_back()
         measure_stage(stage, current, original, task, str(step), seconds, context.record)
     if current is None:
         current = stage.load(original) if recipe.steps else copy_to_files(original, folder)
@@ -194,7 +198,7 @@ def apply_step(step: Step, model: nn.Module, context: Context) -> tuple[nn.Modul
     torch.manual_seed(context.seed)
     changed = step.apply(model, context)
     for name, tensor in changed.named_parameters():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(f"{step.key()} left NaN or infinity in '{name}'; use a lower rate")
     return changed.eval(), time.monotonic() - started
 
@@ -212,6 +216,7 @@ def measure_stage(
     stage.folder.mkdir(parents=True, exist_ok=True)
     stored = baked_copy(model, stage.folder) if model is not original else model
     sizes = write_program(stored, task, stage.program)
+    give_back()
     quality = evaluate(stored, task, reference=original, label=f"measure {name[:40]}")
     facts = {
         "name": name,
@@ -226,3 +231,5 @@ def measure_stage(
     }
     confusion = quality.confusion.tolist() if quality.confusion is not None else None
     stage.save(model, {"measurement": facts, "record": record, "confusion": confusion})
+    del stored
+    give_back()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from rarefy.forms.shadow import Form
 
+PIECE = 1 << 18  # entries that are added up together
+
 
 class Codebook(Form):
     """Looks every entry up among K levels.
@@ -38,8 +40,11 @@ class Codebook(Form):
 
     def right_inverse(self, w: Tensor) -> Tensor:
         """The mean of the entries that share an index, (K,)."""
-        flat = self.indices.long().flatten()
         size = self.levels + self.zero
-        total = w.new_zeros(size, dtype=torch.float64).index_add_(0, flat, w.flatten().double())
-        count = torch.bincount(flat, minlength=size).clamp(min=1)
-        return (total / count).to(w.dtype)[int(self.zero) :]
+        total = w.new_zeros(size, dtype=torch.float64)
+        count = torch.zeros(size, dtype=torch.long, device=w.device)
+        parts = self.indices.flatten().split(PIECE), w.flatten().split(PIECE)
+        for indices, values in zip(*parts, strict=True):
+            total.index_add_(0, indices.long(), values.double())
+            count += torch.bincount(indices.long(), minlength=size)
+        return (total / count.clamp(min=1)).to(w.dtype)[int(self.zero) :]

@@ -84,4 +84,6 @@ def to_codes(
 def from_codes(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     """scale * (codes - zero_point) in float32."""
     s, z = along(scale, axis, codes.dim()), along(zero_point, axis, codes.dim())
+    if codes.dtype in (torch.int8, torch.uint8):  # their differences are exact in floats
+        return codes.to(s.dtype).sub_(z.to(s.dtype)).mul_(s)
     return (codes.to(torch.int32) - z.to(torch.int32)).to(s.dtype) * s

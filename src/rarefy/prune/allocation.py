@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rarefy.prune.threshold import each, keep_most
+from rarefy.store.mapped import aside
 
 
 def keep_largest(scores: Tensor, keep: int) -> Tensor:
@@ -150,7 +151,7 @@ def allocate(
     if allocation == "erk":
         return erk(scores, [w.shape for w in weights], sparsity)
     if allocation == "lamp":  # sorting is too dear to be done again and again
-        return global_([lamp_scores(s) for s in scores], sparsity)
+        return global_([aside(lamp_scores(s)) for s in scores], sparsity)
     if allocation == "global":
         return global_(scores, sparsity)
     if allocation == "std":

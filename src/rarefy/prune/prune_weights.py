@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rarefy.errors import ModelError, RecipeError
 from rarefy.forms.mask import mask_of
+from rarefy.loops.finite import all_finite
 from rarefy.loops.gradients import batch_gradients
 from rarefy.loops.optimise import Training
 from rarefy.prune.allocation import allocate
@@ -150,7 +151,7 @@ class PruneWeights(Step):
 
     def scores(self, model: nn.Module, chosen: list[Layer], context: Context) -> Sequence[Tensor]:
         """The importance of every weight; -1 for those that are pruned already."""
-        broken = next((x for x in chosen if not bool(torch.isfinite(x.weight).all())), None)
+        broken = next((x for x in chosen if not all_finite(x.weight)), None)
         if broken is not None:
             raise ModelError(f"'{broken.name}' holds NaN or infinity; its weights can't be ranked")
         found: Sequence[Tensor]

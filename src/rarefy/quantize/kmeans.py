@@ -6,52 +6,14 @@ The R Journal 3(2), 2011; starts: Han, Mao, Dally: Deep Compression, 2016, arXiv
 Everything works on sorted values with prefix sums, so the cost of a cluster is known in O(1).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+from rarefy.quantize.line import LARGE, PIECE, Array, Line, line_of
+
 Start: TypeAlias = Literal["linear", "random", "density", "exact"]
 GROUPS = 4096  # values that the dynamic programme distinguishes; more are grouped first
-
-
-@dataclass(frozen=True)
-class Line:
-    """Values in ascending order with prefix sums, each of length n + 1 and starting with 0.
-
-    Attributes:
-        x: (n,) ascending values, float64, with their mean taken off so that sums keep their digits.
-        mean: what was taken off.
-        count, total, square: prefix sums of the weights, the weighted values and their squares.
-    """
-
-    x: Array
-    mean: float
-    count: Array
-    total: Array
-    square: Array
-
-    def cost(self, i: Array, j: Array) -> Array:
-        """Sum of squared distances of the values i <= . < j to their mean; i < j elementwise."""
-        n, s = self.count[j] - self.count[i], self.total[j] - self.total[i]
-        return np.maximum(self.square[j] - self.square[i] - s * s / n, 0.0)
-
-    def means(self, ends: Array) -> Array:
-        """Means of the clusters that `ends` (starting with 0, ending with n) cut the values into."""
-        return np.diff(self.total[ends]) / np.diff(self.count[ends])
-
-
-def line_of(values: Array, counts: Array | None = None) -> Line:
-    """Sorts `values` (any shape) and sums them up; `counts` are weights of values already sorted."""
-    x = np.asarray(values, np.float64).ravel()
-    if counts is None:
-        x, counts = np.sort(x), np.ones(len(x))
-    mean = float(np.average(x, weights=counts))
-    x = x - mean
-    sums = [np.concatenate([[0.0], np.cumsum(counts * x**p)]) for p in range(3)]
-    return Line(x, mean, *sums)
 
 
 def optimal_levels(values: Array, k: int) -> Array:
@@ -206,9 +168,10 @@ def cluster(values: Array, k: int, start: Start = "exact", seed: int = 0) -> Arr
         >>> cluster(np.array([0.0, 0.1, 1.0, 1.1, 5.0]), 3).round(2).tolist()
         [0.05, 1.05, 5.0]
     """
-    distinct = np.unique(values)
-    if len(distinct) <= k:
-        return np.asarray(distinct, np.float64)
+    if len(np.unique(values.ravel()[:LARGE])) <= k:  # else all of them are more as well
+        distinct = np.unique(values)
+        if len(distinct) <= k:
+            return np.asarray(distinct, np.float64)
     line = line_of(values)
     levels = lloyd(line, start_levels(line, k, start, seed))[0]
     used = np.diff(boundaries(line.x, levels - line.mean)) > 0
@@ -217,7 +180,12 @@ def cluster(values: Array, k: int, start: Start = "exact", seed: int = 0) -> Arr
 
 def nearest_codes(values: Array, levels: Array) -> Array:
     """Index of the nearest of the ascending `levels` for every value; ties go to the lower level."""
-    return np.searchsorted((levels[1:] + levels[:-1]) / 2, values, side="left")
+    borders, flat = (levels[1:] + levels[:-1]) / 2, values.ravel()
+    codes = np.empty(flat.size, np.int32)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE].astype(np.float64)
+        codes[start : start + PIECE] = np.searchsorted(borders, piece, side="left")
+    return codes.reshape(values.shape)
 
 
 def codebook_bytes(count: int, levels: int) -> float:

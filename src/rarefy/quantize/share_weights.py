@@ -41,12 +41,17 @@ def share(w: Tensor, levels: int, start: Start = "linear", seed: int = 0) -> Cod
     """
     alive = w != 0
     zero = not bool(alive.all())
-    values = w[alive].detach().cpu().double().numpy()
+    held = w.detach()[alive] if zero else w.detach().flatten()
+    values = held.cpu().to(torch.float32 if w.dtype != torch.float64 else w.dtype).numpy()
     if not values.size:
         return None
     centres = cluster(values, max(levels - zero, 1), start, seed)
-    indices = torch.zeros(w.shape, dtype=torch.int32)
-    indices[alive.cpu()] = torch.from_numpy(nearest_codes(values, centres) + zero).int()
+    codes = torch.from_numpy(nearest_codes(values, centres))
+    if zero:
+        indices = torch.zeros(w.shape, dtype=torch.int32)
+        indices[alive.cpu()] = codes.add_(1)
+    else:
+        indices = codes.view(w.shape)
     return Codebook(indices.to(w.device), len(centres), zero)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rarefy.forms.codebook import Codebook
 from rarefy.forms.shadow import Form
-from rarefy.quantize.kmeans import Array, cluster, nearest_codes
+from rarefy.quantize.kmeans import cluster, nearest_codes
+from rarefy.quantize.line import Array
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import select
 from rarefy.step import Context, Count, Patterns, Step

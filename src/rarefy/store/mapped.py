@@ -50,6 +50,11 @@ def in_file(tensor: Tensor, folder: Path) -> Tensor:
     return mapped.view(tensor.shape)
 
 
+def aside(tensor: Tensor) -> Tensor:
+    """The tensor, in a file of the system's folder for temporary ones if it is large."""
+    return in_file(tensor, Path(tempfile.gettempdir())) if movable(tensor) else tensor
+
+
 def movable(tensor: Tensor) -> bool:
     """Whether a tensor is worth a file and can lie in one: large, plain, on the CPU, nobody's view."""
     size = tensor.numel() * tensor.element_size()
