@@ -93,6 +93,6 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "prune-transformer": (
         "rarefy.prune.prune_transformer:PruneTransformer",
-        "heads and feed-forward neurons go by the gradients of their gates (Michel et al. 2019; Kwon et al. 2022)",
+        "heads and feed-forward neurons go by the gradients of their gates (Michel 2019; Kwon 2022)",
     ),
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a network is for: example inputs, batches, a loss and a metric."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
@@ -212,6 +213,8 @@ def tensors_of(inputs: Any) -> list[Tensor]:
         return [t for value in inputs.values() for t in tensors_of(value)]
     if isinstance(inputs, (tuple, list)):
         return [t for value in inputs for t in tensors_of(value)]
+    if dataclasses.is_dataclass(inputs) and not isinstance(inputs, type):
+        return [t for f in dataclasses.fields(inputs) for t in tensors_of(getattr(inputs, f.name))]
     return []
 
 

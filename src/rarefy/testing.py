@@ -163,9 +163,9 @@ def spares_unselected(subject: Subject) -> str | None:
         module = modules[layer.name]
         if forms_of(module, layer.tensor):
             return f"with layers='{first}' it put a form on '{layer.name}'"
-        now, w = getattr(module, layer.tensor), layer.weight  # a layer that lost channels may be mended
-        same = torch.equal(now, w) or now.numel() < w.numel()
-        if not (same or trains or layer.name in folded):
+        now, w = getattr(module, layer.tensor), layer.weight
+        mended = now.numel() < w.numel()  # it lost channels
+        if not (mended or torch.equal(now, w) or trains or layer.name in folded):
             return f"with layers='{first}' it changed '{layer.name}'"
     return None
 

@@ -90,7 +90,10 @@ class Coupling:
         Raises:
             KeyError: there is none.
         """
-        return next(g for g in self.groups if g.name == name)
+        found = next((g for g in self.groups if g.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def even(self, counts: dict[str, int]) -> dict[str, int]:
         """The nearest numbers of units to take, group by group, that the network's code allows."""
@@ -123,7 +126,9 @@ def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Co
     was = {m: m.training for m in model.modules()}
     try:
         book, wired, places = follow(model, example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except ModelError:
+        raise
+    except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the network can't be followed on the example: {first}") from error
     finally:
@@ -149,6 +154,8 @@ def groups_of(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
     """Sorts the free classes by the axes that they touch."""
     labels = book.labels
     axes, axis_of, place_of, root_of = touched(book)
+    if not len(root_of):
+        return ()
     kinds = kinds_of(axis_of, root_of, labels.count)
     order = torch.argsort(kinds[root_of] * len(axes) + axis_of, stable=True)
     kind, axis = kinds[root_of[order]], axis_of[order]

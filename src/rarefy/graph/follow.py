@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rarefy.errors import ModelError
 from rarefy.graph import counts, parts, products, shapes  # noqa: F401  # they register their rules
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, replay
@@ -125,8 +126,8 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
             state = {name: b.detach().clone() for name, b in model.named_buffers()}
             try:
                 run(model.train(), example, functions)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-                pass  # a head that runs in training alone may want labels; it stays whole
+            except Exception:  # a head that runs in training alone may want labels
+                pass
             finally:
                 model.eval()
                 for name, b in model.named_buffers():
@@ -144,7 +145,12 @@ def run(model: nn.Module, example: Inputs, functions: Functions) -> None:
         stack.enter_context(functions)
         stack.enter_context(Operators(functions.book))
         result = call(model, example)
-    functions.book.fix(*tensors_of(result))
+    if not (outputs := tensors_of(result)):
+        raise ModelError(
+            f"the network returns no tensor but a {type(result).__name__}; return tensors, or tuples, "
+            "dictionaries or dataclasses of them"
+        )
+    functions.book.fix(*outputs)
 
 
 def unread(model: nn.Module, book: Book) -> list[str]:

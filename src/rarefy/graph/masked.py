@@ -42,7 +42,11 @@ class Masking(TorchDispatchMode):
         self.counted, self.removed, self.ran = counted, removed, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ not in COUNTING:
+        name = func.overloadpacket.__name__
+        if name == "_weight_norm_interface":  # a direction of zeros has no length
+            weight, length = func(*args, **(kwargs or {}))
+            return torch.nan_to_num(weight), length
+        if name not in COUNTING:
             return func(*args, **(kwargs or {}))
         self.ran += 1
         fields = self.counted.get(self.ran, ())

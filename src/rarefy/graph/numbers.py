@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -188,8 +188,6 @@ def remembering(model: nn.Module) -> Iterator[dict[int, Any]]:
         for state, name, value, new in changed:
             if state.get(name) is new:
                 state[name] = value
-
-
-def index_of(value: SupportsIndex) -> int:
-    """A size as a plain integer."""
-    return operator.index(value)
+        for holder in places.values():  # what the network computed from its sizes and kept
+            state = vars(holder)
+            state.update({n: plain(v) for n, v in state.items() if isinstance(v, Number)})

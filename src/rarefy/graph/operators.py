@@ -70,6 +70,8 @@ def spread(book: Book, run: Run) -> None:
     """Applies the rule of an operator to its results; without one it is a barrier."""
     results = [t for t in run.results if t.numel()]
     static = all(book.is_static(t) for t in run.tensors) and bool(run.tensors)
+    if run.results and not results:
+        book.fix(*run.tensors)  # nothing came out that could carry labels on
     if not results:
         return
     if not any(book.fields(t) for t in run.tensors):

@@ -74,7 +74,8 @@ def copied(book: Book, run: Run) -> None:
 @rule("cat", "stack")
 def joined(book: Book, run: Run) -> None:
     """Labels stand side by side; along the other axes the parts are cut alike."""
-    parts, out = [t for t in run["tensors"] if t.numel()], run.out
+    # torch lets an empty vector stand beside tensors of any shape
+    parts, out = [t for t in run["tensors"] if tuple(t.shape) != (0,)], run.out
     axis = (run["dim"] or 0) % out.dim()
     if run.name == "stack":
         lifted = [
@@ -224,7 +225,7 @@ for packet in ("sum", "mean", "amax", "amin", "var", "std", "var_mean",
 
 @rule(
     "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum",
-    "sort", "topk", "argmax", "argmin", "max", "min", "glu", "cumprod",
+    "sort", "topk", "argmax", "argmin", "max", "min", "cumprod",
 )  # fmt: skip
 def ranked(book: Book, run: Run) -> None:
     """Along the axis every position matters to every other, so nothing can be cut there."""
@@ -237,3 +238,13 @@ def ranked(book: Book, run: Run) -> None:
         if out.dim() < x.dim():
             left = tuple(f.squeeze(dim) for f in fields) if out.dim() == x.dim() - 1 else ()
         book.put(out, left)
+
+
+@rule("glu")
+def gated(book: Book, run: Run) -> None:
+    """One half of the axis gates the other."""
+    x = run["self"]
+    axis = (-1 if run["dim"] is None else run["dim"]) % x.dim()
+    halves = [[f.narrow(axis, i * f.shape[axis] // 2, f.shape[axis] // 2) if f.shape[axis] > 1 else f
+               for f in book.fields(x)] for i in (0, 1)]  # fmt: skip
+    book.put(run.out, combine(book, [(tuple(h), run.out.shape) for h in halves], x.dim()))

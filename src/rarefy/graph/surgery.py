@@ -22,6 +22,7 @@ SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...
     ((nn.GroupNorm,), {"num_channels": ("weight", 0)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
     ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1)}),
+    ((nn.RNNCellBase,), {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)}),
 )  # fmt: skip
 """Attributes of torch's modules that only tell the shape of a parameter."""
 

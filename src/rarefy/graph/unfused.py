@@ -17,7 +17,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -60,8 +60,9 @@ def prune_by_group(model: nn.Module, context: Context, cutting: Cutting, label: 
     spared: dict[str, str] = context.record.setdefault("spared", {})
     taken: dict[str, int] = context.record.setdefault("cut", {})
     with evaluating(model):
-        coupling: Coupling | None = couple(model, example)
-        families = planned(model, coupling, cutting, example, spared)
+        whole = couple(model, example)
+        coupling: Coupling | None = whole
+        families = planned(model, whole, cutting, example, spared)
         with bar(label, len(families)) as advance:
             for counts in families:
                 coupling = coupling or couple(model, example)
