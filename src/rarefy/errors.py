@@ -34,8 +34,16 @@ class RuntimeParityError(RarefyError):
     """The exported file does not compute what the network computes."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+SHOWN = 24  # names that a sentence lists at most
+
+
+def nearest(name: str, names: Iterable[str], listed: str = "") -> str:
     """A hint for a misspelt name: ``"; did you mean 'sparsity'?"`` or the list of all names.
+
+    Args:
+        name: what was written.
+        names: what is known.
+        listed: the command that lists them, in place of more names than fit into a sentence.
 
     Examples:
         >>> nearest("sparcity", ["sparsity", "scope"])
@@ -43,7 +51,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """
     known = sorted(names)
     close = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    if listed and len(known) > SHOWN:
+        return f"; `{listed}` lists all {len(known)}"
+    return f"; known: {', '.join(known)}"
 
 
 def described(error: BaseException, file: str | None = None) -> str:

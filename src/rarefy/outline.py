@@ -137,4 +137,6 @@ def check_method(name: str, where: str = "") -> None:
         RecipeError: with the nearest name.
     """
     if name not in METHODS:
-        raise RecipeError(f"{where}there is no method {name!r}{nearest(name, METHODS)}")
+        raise RecipeError(
+            f"{where}there is no method {name!r}{nearest(name, METHODS, 'rarefy methods')}"
+        )

@@ -50,7 +50,7 @@ def test_an_unquoted_ratio_is_told_how_to_be_written(here: Path) -> None:
     ("name", "complaint"),
     [
         ("deep-compresion", "there is no system 'deep-compresion'; did you mean 'deep-compression'?"),
-        ("xyz", "known: baseline-nets, "),
+        ("xyz", "`rarefy systems` lists all "),
         ("nowhere.yaml", "there is no recipe file 'nowhere.yaml'"),
         (".", "there is no system '.'"),
     ],

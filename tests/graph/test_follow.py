@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks are run as they are: loops, structures, shared layers, heads of training, and what fails."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from tests.graph.cuts import cut_half, halves_and_agrees, seen
@@ -180,3 +182,79 @@ def test_looking_leaves_the_network_as_it_was() -> None:
     assert model.training
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.is_grad_enabled()
+
+
+@dataclass
+class Answer:
+    """What some networks return."""
+
+    logits: Tensor
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(self.b(self.a(x)))
+
+
+def test_outputs_in_a_dataclass_keep_their_channels() -> None:
+    model = Wrapped()
+    cut_half(model, ROW)
+    assert model.a.weight.shape == (3, 5)
+    assert model(ROW).logits.shape == (3, 4)
+
+
+class Nothing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> float:
+        return float(self.a(x).sum())
+
+
+def test_a_network_without_tensors_to_show_is_refused() -> None:
+    with pytest.raises(ModelError, match="returns no tensor but a float"):
+        couple(Nothing(), ROW)
+
+
+class Cached(nn.Module):
+    """Keeps a size that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: int | None = None
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.seen = self.seen or y.shape[-1]
+        return self.b(y.reshape(-1, self.seen))
+
+
+def test_what_the_network_keeps_is_plain() -> None:
+    model = Cached()
+    assert list(seen(model, ROW)) == ["a"]
+    assert type(model.seen) is int
+    halves_and_agrees(model, ROW)
+    assert model.seen == 4
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, ZeroDivisionError])
+def test_whatever_the_network_raises_is_told(error: type[Exception]) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error("too bad")
+
+    with pytest.raises(ModelError, match="can't be followed on the example: .*too bad"):
+        couple(Failing(), ROW)
+
+
+def test_networks_without_parameters_have_no_groups() -> None:
+    coupling = couple(nn.ReLU(), ROW)
+    assert coupling.groups == ()
+    with pytest.raises(KeyError):
+        coupling.group("a")

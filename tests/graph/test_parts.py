@@ -138,3 +138,38 @@ def test_a_position_that_is_named_keeps_its_axis() -> None:
 
     for how in ("slice", "number"):
         assert seen(Named(how), X) == {}
+
+
+class Behind(nn.Module):
+    """Takes the last channels, as many as an attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.w = 2, nn.Linear(5, 8)
+        self.a, self.b = nn.Linear(6, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.w(x)
+        return self.a(y[:, : -self.n]) + self.b(y[:, -self.n :])
+
+
+def test_bounds_from_behind_count_what_follows() -> None:
+    model = Behind()
+    halves_and_agrees(model, torch.randn(3, 5))
+    assert model.n == 1
+    assert model.a.weight.shape == (2, 3)
+
+
+class Halved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.glu(self.a(x), 1))
+
+
+def test_halves_that_gate_each_other_are_cut_together() -> None:
+    model = Halved()
+    halves_and_agrees(model, torch.randn(2, 3, 4, 4))
+    assert model.a.weight.shape[0] == 4

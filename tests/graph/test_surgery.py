@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.graph.cuts import Cuts, half
+from tests.graph.cuts import Cuts, cut_half, half, halves_and_agrees
 from tests.graph.random_networks import RandomNet
 from torch import Tensor, nn
 
@@ -241,3 +241,64 @@ def test_all_units_named_twice_are_all_units() -> None:
         plan(coupling, [(group, every)])
     copied = copy.deepcopy(model)
     assert torch.equal(copied(IMAGE), model(IMAGE))
+
+
+class Config:
+    """What several networks are made from."""
+
+    width = 8
+
+    def __init__(self) -> None:
+        self.width = 8
+
+
+class Configured(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.a, self.b = config, nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, self.config.width))
+
+
+def test_a_configuration_that_others_hold_is_not_changed() -> None:
+    config = Config()
+    first, second = Configured(config), Configured(config)
+    cut_half(first, torch.randn(3, 5))
+    assert (first.config.width, config.width) == (4, 8)
+    assert second(torch.randn(3, 5)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_tell_their_sizes(kind: type[nn.RNNBase]) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.r, self.b = nn.Linear(5, 6), kind(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.r(self.a(x))[0])
+
+    model = Read()
+    halves_and_agrees(model, torch.randn(7, 2, 5))
+    assert (model.r.input_size, model.r.hidden_size) == (3, 2)
+
+
+def test_cells_tell_their_sizes() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c, self.b = nn.Linear(5, 6), nn.GRUCell(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.c(self.a(x)))
+
+    model = Read()
+    halves_and_agrees(model, torch.randn(3, 5))
+    assert (model.c.input_size, model.c.hidden_size) == (3, 2)
+
+
+def test_weight_norm_loses_filters() -> None:
+    first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 1))
+    outcome = cut_half(nn.Sequential(first, nn.Conv2d(6, 2, 1)), torch.randn(2, 3, 6, 6))[1]
+    assert list(outcome.cut.values()) == [3]

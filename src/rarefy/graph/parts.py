@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rarefy.graph.book import Book
-from rarefy.graph.numbers import Number
+from rarefy.graph.numbers import Number, negative
 from rarefy.graph.sizes import Wired, add_labels, constraint, keep_along
 
 
@@ -98,6 +98,11 @@ def count_before(
         if place >= n:
             if isinstance(bound, Number):
                 wired.append(Wired(bound, book.fields(x), axis, "slice"))
+        elif isinstance(bound, Number) and int(bound) < 0:
+            after = tuple(
+                f.narrow(axis, place, n - place) if f.shape[axis] > 1 else f for f in book.fields(x)
+            )
+            wired.append(Wired(negative(bound), after, axis, "slice"))
         elif isinstance(bound, Number) and int(bound) > 0:
             before = tuple(
                 f.narrow(axis, 0, place) if f.shape[axis] > 1 else f for f in book.fields(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators that move, join, pick or add up positions do to labels."""
+"""What operators that move, join or pick positions do to labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import along, axes_of, regroup, replay, runs
-from rarefy.graph.joins import combine, cross, reduce
-from rarefy.graph.operators import RULES, Run, only, rule
+from rarefy.graph.joins import combine, cross
+from rarefy.graph.operators import Run, only, rule
 
 
 @rule(
@@ -182,16 +182,17 @@ def put_in(book: Book, run: Run) -> None:
     book.put(run.out, [f.reshape(f.shape[lead - x.dim() :]) for f in merged])
 
 
-@rule("embedding")
+@rule("embedding", "_embedding_bag")
 def looked_up(book: Book, run: Run) -> None:
     """Rows are looked up; their columns keep their labels."""
-    table = run["weight"]
-    book.fix(run["indices"])
-    fields = only(book, table, [1])
-    dims = run.out.dim()
+    book.fix(*(t for t in run.tensors if t is not run["weight"]))
+    dims = run.results[0].dim()
+    fields = only(book, run["weight"], [1])
     for labels in fields:
         book.role(labels, "out")
-    book.put(run.out, [f.reshape(along(f.numel(), dims - 1, dims)) for f in fields])
+    for other in run.results[1:]:
+        book.put(other, ())
+    book.put(run.results[0], [f.reshape(along(f.numel(), dims - 1, dims)) for f in fields])
 
 
 @rule("gather", "take_along_dim")
@@ -204,40 +205,6 @@ def gathered(book: Book, run: Run) -> None:
         run.out,
         combine(book, [(fields, run.out.shape), (only(book, index, keep), index.shape)], x.dim()),
     )
-
-
-def sums(book: Book, run: Run) -> None:
-    """A sum, mean, extreme or spread over axes."""
-    x = run["self"]
-    dims = run["dim"] if run["dim"] is not None else list(range(x.dim()))
-    axes = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(
-        range(x.dim())
-    )
-    fields = reduce(book, book.fields(x), axes, bool(run["keepdim"]))
-    for out in run.results:
-        book.put(out, fields if out.dim() else ())
-
-
-for packet in ("sum", "mean", "amax", "amin", "var", "std", "var_mean",
-               "norm", "linalg_vector_norm", "prod", "logsumexp", "std_mean"):  # fmt: skip
-    RULES[packet] = sums
-
-
-@rule(
-    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum",
-    "sort", "topk", "argmax", "argmin", "max", "min", "cumprod",
-)  # fmt: skip
-def ranked(book: Book, run: Run) -> None:
-    """Along the axis every position matters to every other, so nothing can be cut there."""
-    x = run["self"]
-    dim = run["dim"] if run["dim"] is not None else -1
-    keep = [a for a in range(x.dim()) if a != dim % x.dim()]
-    fields = only(book, x, keep)
-    for out in run.results:
-        left = fields
-        if out.dim() < x.dim():
-            left = tuple(f.squeeze(dim) for f in fields) if out.dim() == x.dim() - 1 else ()
-        book.put(out, left)
 
 
 @rule("glu")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes units out of a network: parameters shrink, and attributes that hold sizes are mended."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,8 +124,9 @@ def apply(
         values: new values of attributes.
     """
     undo = Undo()
+    places = own_objects(model, coupling.places, values, undo)
     for attribute, value in values.items():
-        write(coupling.places, attribute, value, undo)
+        write(places, attribute, value, undo)
     owners: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -144,6 +146,24 @@ def apply(
     for module in model.modules():
         tell_sizes(module, undo)
     return undo
+
+
+def own_objects(
+    model: nn.Module, places: dict[int, Any], values: dict[Attribute, int], undo: Undo
+) -> dict[int, Any]:
+    """Gives the model copies of the objects that will be changed: others may hold a configuration too."""
+    found = dict(places)
+    for number in {attribute.holder for attribute in values}:
+        shared = places[number]
+        if isinstance(shared, nn.Module):
+            continue
+        found[number] = copy.copy(shared)
+        for module in model.modules():
+            for name, value in list(vars(module).items()):
+                if value is shared:
+                    undo.attributes.append((vars(module), name, value))
+                    vars(module)[name] = found[number]
+    return found
 
 
 def sliced(tensor: Tensor, kept: list[Tensor]) -> Tensor:

@@ -58,5 +58,7 @@ def find_system(name: str) -> System:
         RecipeError: there is none, with the nearest id.
     """
     if name not in systems():
-        raise RecipeError(f"there is no system '{name}'{nearest(name, systems())}")
+        raise RecipeError(
+            f"there is no system '{name}'{nearest(name, systems(), 'rarefy systems')}"
+        )
     return systems()[name]
