@@ -2,6 +2,7 @@
 """A compression that is killed or interrupted goes on and ends in the same bytes."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def command(out: Path) -> tuple[object, ...]:
     return "compress", f"{USER}:net", f"{USER}:fatal", "--recipe", recipe, "--out", out
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where pytest's own workers ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed, out, log = tmp_path / "undisturbed", tmp_path / "out", tmp_path / "log"
     monkeypatch.setenv("STOP_LOG", str(log))
