@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from rarefy.errors import FileError, ModelError
+from rarefy.measure.memory import give_back
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +57,9 @@ def open_large(program: str | Path, threads: int, exact: bool) -> tuple[Any, "Mo
 
     with tempfile.TemporaryDirectory(prefix="rarefy-", ignore_cleanup_errors=True) as folder:
         fused = Path(folder) / "fused.onnx"
+        give_back()
         write_optimised(program, fused, session_options(threads, exact), everything=False)
+        give_back()
         session = open_session(fused, session_options(threads, exact), str(program))
         return session, onnx.load(str(fused), load_external_data=False)
 

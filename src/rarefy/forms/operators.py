@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rarefy.forms.grid import along
+from rarefy.forms.grid import along, from_codes
 
 
 @torch.library.custom_op("rarefy::fake_quantize", mutates_args=())
@@ -65,9 +65,7 @@ fake_quantize.register_autograd(straight_through, setup_context=remember)
 @torch.library.custom_op("rarefy::dequantize", mutates_args=())
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
     """scale * (codes - zero_point), float32; an `axis` of -1 means one scale for all."""
-    place = None if axis < 0 else axis
-    z = along(zero_point.to(torch.int32), place, codes.dim())
-    return (codes.to(torch.int32) - z).to(scale.dtype) * along(scale, place, codes.dim())
+    return from_codes(codes, scale, zero_point, None if axis < 0 else axis)
 
 
 @dequantize.register_fake

@@ -52,7 +52,7 @@ def fixed_codes(w: Tensor, scale: Tensor, bits: int, axis: int | None = None) ->
         bits: 2 to 24, so that every code is exact in float32.
     """
     Q = 2 ** (bits - 1) - 1
-    return torch.round(w / along(scale, axis, w.dim())).clamp(-Q, Q).to(torch.int32)
+    return (w / along(scale, axis, w.dim())).round_().clamp_(-Q, Q).to(torch.int32)
 
 
 def fixed_point(
@@ -110,7 +110,7 @@ class FixedPoint(Step):
             zero_point = torch.zeros_like(scale, dtype=torch.int8)
             form = OnGrid(scale, zero_point, grid, -1 if axis is None else axis)
             clothe(shared, w, form)
-            off = w - codes * along(scale, axis, w.dim())
+            off = codes.to(w.dtype).mul_(along(scale, axis, w.dim())).sub_(w)
             errors[layer.name] = float(off.norm() / w.norm().clamp(min=1e-30))
         context.record["relative_error"] = errors
         return model

@@ -9,6 +9,7 @@ equally spaced between the smallest and the largest weight, and gradients summed
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,20 +40,22 @@ def share(w: Tensor, levels: int, start: Start = "linear", seed: int = 0) -> Cod
         start: see `rarefy.quantize.kmeans.start_levels`.
         seed: of the random start.
     """
-    alive = w != 0
+    held = w.detach().cpu()
+    array = (held if held.dtype == torch.float64 else held.float()).numpy()
+    alive = array != 0  # numpy selects by it without a list of places, which takes twice the weight
     zero = not bool(alive.all())
-    held = w.detach()[alive] if zero else w.detach().flatten()
-    values = held.cpu().to(torch.float32 if w.dtype != torch.float64 else w.dtype).numpy()
+    values = array[alive] if zero else array.ravel()
     if not values.size:
         return None
     centres = cluster(values, max(levels - zero, 1), start, seed)
-    codes = torch.from_numpy(nearest_codes(values, centres))
+    codes = nearest_codes(values, centres)
     if zero:
-        indices = torch.zeros(w.shape, dtype=torch.int32)
-        indices[alive.cpu()] = codes.add_(1)
+        codes += 1
+        indices = np.zeros(w.shape, codes.dtype)
+        indices[alive] = codes
     else:
-        indices = codes.view(w.shape)
-    return Codebook(indices.to(w.device), len(centres), zero)
+        indices = codes.reshape(w.shape)
+    return Codebook(torch.from_numpy(indices).to(w.device), len(centres), zero)
 
 
 @dataclass(frozen=True)

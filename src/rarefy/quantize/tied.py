@@ -9,18 +9,19 @@ from torch.nn.utils import parametrize
 
 from rarefy.errors import ModelError
 from rarefy.forms.shadow import Form, dress, unparametrize
+from rarefy.loops.finite import all_finite
 from rarefy.select import Layer, held_weights, stored_parameter
 
 
 @torch.no_grad()
 def finite_weight(layer: Layer) -> Tensor:
-    """A copy of a layer's weight as the network uses it now.
+    """A layer's weight as the network uses it now, to be read, not written: it may be the very parameter.
 
     Raises:
         ModelError: it holds NaN or infinity.
     """
-    weight = layer.weight.detach().clone()
-    if not bool(torch.isfinite(weight).all()):
+    weight = layer.weight.detach()
+    if not all_finite(weight):
         raise ModelError(
             f"the weight of '{layer.name}' holds NaN or infinity; give a network with finite weights"
         )
