@@ -111,7 +111,9 @@ def run_recipe(
         evidence = Evidence(
             model, last, task, [s.program for s in stages], [s.facts for s in stages]
         )
-        artefact = Artefact.make(last, task, folder / f"result-{stages[-1].key}", recipe.coder)
+        artefact = Artefact.make(
+            stages[-1].program, folder / f"result-{stages[-1].key}", recipe.coder
+        )
         document = evidence.document(artefact)
     finally:
         model.train(was_training)

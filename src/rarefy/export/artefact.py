@@ -14,6 +14,7 @@ from torch import nn
 from rarefy.export.onnx import write_onnx
 from rarefy.store.hashing import hash_file
 from rarefy.store.pack import pack
+from rarefy.store.replacing import replacing
 from rarefy.task import Task
 
 PROGRAM, ARCHIVE, RECIPE, DOCUMENT = "model.onnx", "model.rfy", "recipe.yaml", "measurements.json"
@@ -65,11 +66,12 @@ class Artefact:
         return self.folder / ARCHIVE
 
     @classmethod
-    def make(cls, model: nn.Module, task: Task, folder: Path, coder: str) -> "Artefact":
-        """Exports `model` into `folder`."""
+    def make(cls, program: Path, folder: Path, coder: str) -> "Artefact":
+        """Puts an exported network, the last stage's, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         made = cls(folder, coder)
-        write_onnx(model, task.example, made.program)
+        with replacing(made.program) as partial:
+            shutil.copyfile(program, partial)
         return made
 
     def seal(self, document: dict[str, Any], recipe: str) -> None:

@@ -74,7 +74,7 @@ class Evidence:
             "seconds": 0.0,
         }
         stages.append(last)
-        self.time(stages, [*self.programs, artefact.program], threads)
+        self.time(stages, threads)
         for stage in stages:
             stage["energy_uj"] = inference_energy(stage["macs"], stage["bytes"]["onnx"])
         return {
@@ -106,19 +106,20 @@ class Evidence:
         memory = peak_memory(lambda x: call(program, x), first_example(self.task.example))
         return parity, quality, memory
 
-    def time(self, stages: list[dict[str, Any]], programs: list[Path], threads: int) -> None:
+    def time(self, stages: list[dict[str, Any]], threads: int) -> None:
         """Times all stages in the runtime, a batch of one, and writes it into them.
 
-        They are timed side by side, or, where together they would take much memory, in turns.
+        They are timed side by side, or, where together they would take much memory, in turns. The artefact
+        is the last stage's program, so it has that one's times.
         """
-        names = [f"{i}" for i in range(len(programs))]
-        size = sum(path.stat().st_size for path in programs)
+        names = [f"{i}" for i in range(len(self.programs))]
+        size = sum(path.stat().st_size for path in self.programs)
         precision: dict[str, str] = {}
         if size > ALL:
-            names = [names[0], names[-1]]
+            names = sorted({names[0], names[-1]}, key=int)
 
         def open_one(name: str) -> OnnxRuntime:
-            runtime = OnnxRuntime(programs[int(name)], threads=threads)
+            runtime = OnnxRuntime(self.programs[int(name)], threads=threads)
             precision.setdefault(name, runtime.precision)
             return runtime
 
@@ -140,6 +141,7 @@ class Evidence:
                 "ratio_iqr": list(found.ratio_iqr),
                 "precision": precision[name],
             }
+        stages[-1]["latency_ms"] = dict(stages[-2]["latency_ms"])
 
     def layer_table(self, artefact: Artefact) -> list[dict[str, Any]]:
         """For every layer its size before (as the original's tensors) and after (as coded)."""
