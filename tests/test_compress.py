@@ -222,9 +222,19 @@ def test_what_can_not_work_is_refused_first(tmp_path: Path) -> None:
     cases: list[tuple[nn.Module, Task, type[Exception], str]] = [
         (broken, task, ModelError, r"'2\.bias' holds NaN or infinity"),
         (nn.ReLU(), task, ModelError, "ReLU has no parameters"),
-        (Fails(ValueError("odd\nsecond line")), task, ModelError, "fails on the example .*: odd$"),
+        (
+            Fails(ValueError("odd\nsecond line")),
+            task,
+            ModelError,
+            "fails on the example .*: ValueError: odd second line$",
+        ),
         (Fails(None), task, ModelError, "gives NaN or infinity on the example"),
-        (nn.Linear(5, 2), task, ModelError, "fails on the example of task 'line': mat1 and mat2"),
+        (
+            nn.Linear(5, 2),
+            task,
+            ModelError,
+            "fails on the example of task 'line': RuntimeError: mat1 and mat2",
+        ),
         (model, Task("bare", task.example), RecipeError, "needs training data"),
     ]
     for network, data, error, message in cases:

@@ -15,7 +15,7 @@ from torch import nn
 
 import rarefy
 from rarefy.budget import Budget
-from rarefy.errors import ModelError
+from rarefy.errors import ModelError, described
 from rarefy.export.artefact import Artefact, write_program
 from rarefy.export.finished import baked_copy
 from rarefy.forms.shadow import bake
@@ -147,10 +147,9 @@ def check(model: nn.Module, task: Task, recipe: Recipe) -> None:
     try:
         with torch.no_grad():
             outputs = call(model.eval(), move(task.example, device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0]
+    except Exception as error:  # whatever the network's own code may raise
         raise ModelError(
-            f"the network fails on the example of task '{task.name}': {first}"
+            f"the network fails on the example of task '{task.name}': {described(error)}"
         ) from None
     finally:
         model.train(was)

@@ -158,12 +158,19 @@ class Failing(nn.Module):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [RuntimeError("too\nlong"), ValueError("too"), TypeError("too")])
-def test_a_network_that_fails_is_named_and_unharmed(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("too\nlong"), "RuntimeError: too long"),
+        (ValueError("too"), "ValueError: too"),
+        (TypeError("too"), "TypeError: too"),
+    ],
+)
+def test_a_network_that_fails_is_named_and_unharmed(error: Exception, told: str) -> None:
     model = Failing(error).train()
     model.a.eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ModelError, match="^the network can't be followed on the example: too$"):
+    with pytest.raises(ModelError, match=f"^the network can't be followed on the example: {told}$"):
         couple(model, ROW)
     assert type(model.width) is int
     assert (model.training, model.a.training) == (True, False)

@@ -88,7 +88,7 @@ def test_what_fails_is_rolled_back_and_named() -> None:
     before = model.a.weight
     outcome = cut(model, coupling, half(coupling), x)  # type: ignore[arg-type]
     assert outcome.cut == {"b": 3}
-    assert outcome.spared == {"a": "the cut network fails: eight, please"}
+    assert outcome.spared == {"a": "the cut network fails: RuntimeError: eight, please"}
     assert model.a.weight is before
     assert model.b.weight.shape == (3, 8)
     assert model(x).shape == (3, 2)

@@ -29,7 +29,7 @@ class Book:
         read: keys of tensors that an operator read.
         watching: whether the operators that run are the network's, not our own.
         ran: how many operators ran that look at all positions of an axis, as a mean does.
-        counted: number of such an operator → labels of its first operand.
+        counted: number of such an operator → its name, and the labels of its first operand.
         barriers: operators without a rule, which keep the channels that they read.
     """
 
@@ -47,7 +47,7 @@ class Book:
         self.watching = True
         self.read: set[Key] = set()
         self.ran = 0
-        self.counted: dict[int, Fields] = {}
+        self.counted: dict[int, tuple[str, Fields]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.parameters[name] = [self.fresh(name, i, n) for i, n in enumerate(tensor.shape)]
             fields = [

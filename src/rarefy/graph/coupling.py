@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rarefy.errors import ModelError
+from rarefy.errors import ModelError, described
 from rarefy.graph.book import Book
 from rarefy.graph.families import even, families
 from rarefy.graph.follow import follow
@@ -95,6 +95,11 @@ class Coupling:
             raise KeyError(name)
         return found
 
+    @property
+    def barrier_lines(self) -> list[str]:
+        """The barriers as a report tells them."""
+        return [f"{what} ({n} times)" for what, n in self.barriers.items()]
+
     def even(self, counts: dict[str, int]) -> dict[str, int]:
         """The nearest numbers of units to take, group by group, that the network's code allows."""
         return even(counts, {g.name: (g.family, g.size) for g in self.groups})
@@ -129,8 +134,9 @@ def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Co
     except ModelError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the network can't be followed on the example: {first}") from error
+        raise ModelError(
+            f"the network can't be followed on the example: {described(error)}"
+        ) from error
     finally:
         for module, mode in was.items():
             module.training = mode

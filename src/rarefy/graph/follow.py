@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rarefy.errors import ModelError
+from rarefy.errors import ModelError, described
 from rarefy.graph import counts, parts, products, reductions, shapes  # noqa: F401  # register rules
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, replay
@@ -38,7 +38,7 @@ class Operators(TorchDispatchMode):
         if name in COUNTING:
             self.book.ran += 1
             if fields := self.book.fields(first_tensor(args)):
-                self.book.counted[self.book.ran] = fields
+                self.book.counted[self.book.ran] = name, fields
         if name in REFORMED:
             fields, shape = self.book.fields(args[0]), args[0].shape
             out = func(*args, **(kwargs or {}))
@@ -123,15 +123,7 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
     with remembering(model) as places:
         run(model.eval(), example, functions)
         if unread(model, book):
-            state = {name: b.detach().clone() for name, b in model.named_buffers()}
-            try:
-                run(model.train(), example, functions)
-            except Exception:  # a head that runs in training alone may want labels
-                pass
-            finally:
-                model.eval()
-                for name, b in model.named_buffers():
-                    b.copy_(state[name])
+            run_in_training(model, example, functions)
     for name in unread(model, book):
         for labels in book.parameters[name]:
             book.labels.fix(labels)
@@ -151,6 +143,23 @@ def run(model: nn.Module, example: Inputs, functions: Functions) -> None:
             "dictionaries or dataclasses of them"
         )
     functions.book.fix(*outputs)
+
+
+def run_in_training(model: nn.Module, example: Inputs, functions: Functions) -> None:
+    """Runs a network as in training, for heads that work only there; buffers and random state come back.
+
+    A network that needs more than inputs in training, labels say, keeps what did not run.
+    """
+    state = {name: b.detach().clone() for name, b in model.named_buffers()}
+    try:
+        with torch.random.fork_rng():
+            run(model.train(), example, functions)
+    except Exception as error:  # whatever the network's own code may raise
+        functions.book.barriers[f"a run as in training, which fails ({described(error)})"] = 1
+    finally:
+        model.eval()
+        for name, b in model.named_buffers():
+            b.copy_(state[name])
 
 
 def unread(model: nn.Module, book: Book) -> list[str]:

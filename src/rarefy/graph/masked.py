@@ -37,7 +37,7 @@ class Masking(TorchDispatchMode):
         removed: which labels go, shape (count + 1,).
     """
 
-    def __init__(self, counted: dict[int, Fields], removed: Tensor) -> None:
+    def __init__(self, counted: dict[int, tuple[str, Fields]], removed: Tensor) -> None:
         super().__init__()
         self.counted, self.removed, self.ran = counted, removed, 0
 
@@ -49,7 +49,9 @@ class Masking(TorchDispatchMode):
         if name not in COUNTING:
             return func(*args, **(kwargs or {}))
         self.ran += 1
-        fields = self.counted.get(self.ran, ())
+        expected, fields = self.counted.get(self.ran, (name, ()))
+        if expected != name:
+            raise RuntimeError(f"it runs {name} where it ran {expected} before")
         if not fields:
             return func(*args, **(kwargs or {}))
         x = first_tensor(args)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rarefy.errors import described
 from rarefy.graph.coupling import Coupling, Group
 from rarefy.graph.masked import masked_outputs, outputs_with, shake
 from rarefy.graph.surgery import apply, plan, sliced
@@ -24,11 +25,13 @@ class Outcome:
     Attributes:
         cut: group → units that were taken.
         spared: group → why it was left alone.
+        barriers: what keeps channels because nobody knows it, see `Coupling.barrier_lines`.
         difference: between the outputs of the cut network and the zeroed one, as a share of their range.
     """
 
     cut: dict[str, int] = field(default_factory=dict)
     spared: dict[str, str] = field(default_factory=dict)
+    barriers: list[str] = field(default_factory=list)
     difference: float = 0.0
 
 
@@ -52,7 +55,7 @@ def cut(
     """
     was = {m: m.training for m in model.modules()}
     model.eval()
-    outcome = Outcome()
+    outcome = Outcome(barriers=coupling.barrier_lines)
     try:
         search = Search(model, coupling, example, outcome)
         chosen: Cuts = list(cuts)
@@ -112,7 +115,10 @@ class Search:
             return WRONG_SIZE
         self.outcome.spared |= {g.name: WRONG_SIZE for g in wired}
         shaken, parameters = shake(self.model), self.coupling.book.parameters
-        expected = masked_outputs(self.model, self.coupling.book, removed, self.example, shaken)
+        try:
+            expected = masked_outputs(self.model, self.coupling.book, removed, self.example, shaken)
+        except Exception as error:  # whatever the network's own code may raise
+            return f"the zeroed network fails: {described(error)}"
         undo = apply(self.model, self.coupling, removed, values)
         proven = False
         try:
@@ -123,9 +129,7 @@ class Search:
             reason = self.disagreement(outputs_with(self.model, small, self.example), expected)
             proven = reason is None
         except Exception as error:  # whatever the network's own code may raise
-            reason = (
-                f"the cut network fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            )
+            reason = f"the cut network fails: {described(error)}"
         finally:
             if not (proven and keep):
                 undo.back()

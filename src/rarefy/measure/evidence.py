@@ -40,6 +40,25 @@ def metric_facts(quality: Quality, through: str) -> dict[str, Any]:
     }
 
 
+def remarks(fact: dict[str, Any]) -> list[str]:
+    """What a reader of the report should know of a step: its notes, and what it left whole and why."""
+    name, record = fact["measurement"]["name"], fact["record"]
+    reasons: dict[str, list[str]] = {}
+    for group, why in record.get("spared", {}).items():
+        reasons.setdefault(why, []).append(group)
+    spared = [
+        f"{name} left {listed(groups)} whole: {why}" for why, groups in sorted(reasons.items())
+    ]
+    kept = [f"{name} kept the channels that meet {what}" for what in record.get("barriers", [])]
+    return [*record.get("notes", []), *spared, *kept]
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first names, in quotes, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{n}'" for n in names[:most]) + more
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Collects the proof for a result.
@@ -87,7 +106,7 @@ class Evidence:
                 for number, fact in enumerate(self.facts)
                 if fact["record"].get("training")
             },
-            "notes": [note for fact in self.facts for note in fact["record"].get("notes", [])],
+            "notes": [note for fact in self.facts for note in remarks(fact)],
             **self.classes(quality),
         }
 

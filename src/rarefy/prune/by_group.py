@@ -62,6 +62,7 @@ def prune_by_group(model: nn.Module, context: Context, cutting: Cutting, label: 
     with evaluating(model):
         whole = couple(model, example)
         coupling: Coupling | None = whole
+        context.record["barriers"] = whole.barrier_lines
         families = planned(model, whole, cutting, example, spared)
         with bar(label, len(families)) as advance:
             for counts in families:

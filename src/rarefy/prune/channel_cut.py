@@ -214,7 +214,7 @@ class Cutter:
             {"name": n, "before": sizes[n], "after": sizes[n] - k} for n, k in taken.items()
         ]
         record["spared"] = {n: why for row in rows for n, why in row["spared"].items()}
-        record["barriers"] = [f"{what} ({k} times)" for what, k in self.coupling.barriers.items()]
+        record["barriers"] = self.coupling.barrier_lines
         record["difference"] = max((row["difference"] for row in rows), default=0.0)
         record["parameters"] = [self.before[0], parameters(model)]
         record["macs"] = [self.before[1], macs(model, self.example)]

@@ -177,7 +177,7 @@ class EagleEye(Step):
         half = coupling.even({g.name: g.size // 2 for g in groups})
         trial = lowest_units(groups, scores, half)
         groups = left(coupling, groups, spared, unprovable(model, trial, example))
-        context.record["spared"] = spared
+        context.record.update(spared=spared, barriers=coupling.barrier_lines)
         cost = cost_of(self.target, model, first_examples(example, 1))
         budget = (1 - self.sparsity) * cost(model)
         return Space(model, coupling, groups, scores, Limits(largest=self.largest), cost, budget)

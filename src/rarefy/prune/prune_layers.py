@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rarefy.errors import ModelError
+from rarefy.errors import ModelError, described
 from rarefy.loops.blocks import Block, blocks_of, bypassed, channel_cosine, put_module, record
 from rarefy.loops.losses import imitation_loss
 from rarefy.loops.modes import evaluating
@@ -185,8 +185,8 @@ def failure(model: nn.Module, block: Block, example: Inputs) -> str | None:
     with torch.no_grad(), bypassed(model, block):
         try:
             call(model, example)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            return f"the network fails without it ({(str(error).splitlines() or [''])[0]})"
+        except Exception as error:  # whatever the network's own code may raise
+            return f"the network fails without it ({described(error)})"
     return None
 
 

@@ -130,7 +130,7 @@ class Sparsify(Step):
                     context.record.setdefault("removed", []).append({"block": block.name})
         if self.cuts_channels:
             outcome = cut_silent_units(model, example, self.layers, self.exclude)
-            context.record.update(cut=outcome.cut, spared=outcome.spared)
+            context.record.update(cut=outcome.cut, spared=outcome.spared, barriers=outcome.barriers)
         return model.eval()
 
     @property
