@@ -11,14 +11,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import rarefy.loops.repair as module_under_test
-from rarefy.distill.finetune import Finetune
 from rarefy.errors import RecipeError
 from rarefy.forms.codebook import Codebook
 from rarefy.forms.mask import set_mask
 from rarefy.forms.shadow import dress
 from rarefy.loops.modes import copy_state
 from rarefy.loops.optimise import Training
-from rarefy.loops.repair import part_seed, repair, training_of
+from rarefy.loops.repair import part_seed, repair
 from rarefy.step import Context
 from rarefy.task import Task, call
 
@@ -183,11 +182,3 @@ def test_an_interrupted_repair_ends_in_the_same_weights(
 def test_parts_do_not_share_seed_or_checkpoint() -> None:
     assert part_seed(1, "round 1") != part_seed(1, "round 2")
     assert part_seed(1, "a") != part_seed(2, "a")
-
-
-def test_training_of_a_step() -> None:
-    step = Finetune(epochs=7, rate=0.3, optimiser="adam", patience=2)
-    found = training_of(step, schedule="linear")
-    assert found == Training(
-        epochs=7, rate=0.3, optimiser="adam", patience=2, schedule="linear", weight_decay=1e-4
-    )

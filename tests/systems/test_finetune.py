@@ -15,7 +15,7 @@ from rarefy.forms.grid import Grid, grid_for_range
 from rarefy.forms.mask import set_mask
 from rarefy.forms.shadow import dress
 from rarefy.loops.modes import copy_state
-from rarefy.loops.repair import repair, training_of
+from rarefy.loops.repair import repair
 from rarefy.measure.quality import evaluate
 from rarefy.recipe import load_recipe
 from rarefy.step import Context
@@ -57,7 +57,7 @@ def test_forms_hold_after_every_step(digits: tuple[nn.Module, Task]) -> None:
         assert torch.allclose(codes, codes.round(), atol=1e-4)
         assert float(codes.abs().max()) <= 7.001
 
-    settings = training_of(Finetune(epochs=1, rate=0.02))
+    settings = Finetune(epochs=1, rate=0.02).training()
     before = copy_state(model)
     repair(model, context(model, task), settings, alpha=0, after_step=check)
     assert steps == 21

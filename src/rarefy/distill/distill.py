@@ -7,14 +7,14 @@ no classes imitate the outputs themselves (Ba, Caruana 2014, arXiv 1312.6184).
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import nn
 
 from rarefy.loops.losses import Imitation, imitation_loss, logit_loss, soft_target_loss
-from rarefy.loops.repair import repair, training_of
-from rarefy.step import Context, Count, Fraction, Positive, Step
+from rarefy.loops.repair import repair
+from rarefy.loops.training import TrainedStep
+from rarefy.step import Context, Fraction, Positive
 
 LOSSES: dict[str, Imitation] = {"soft-targets": soft_target_loss, "logits": logit_loss}
 
@@ -25,7 +25,7 @@ def annealed(start: float, progress: float) -> float:
 
 
 @dataclass(frozen=True)
-class Distill(Step):
+class Distill(TrainedStep):
     """Trains on the teacher's answers; with labels they count for a share of the loss, without for all.
 
     Attributes:
@@ -40,21 +40,10 @@ class Distill(Step):
             `rarefy.loops.optimise.Training`.
     """
 
-    epochs: Count = 5
-    rate: Positive = 0.01
     temperature: Positive = 4.0
     temperature_schedule: Literal["fixed", "annealed"] = "fixed"
     alpha: Fraction | None = None
     loss: Literal["soft-targets", "logits"] | None = None
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    clip: Positive | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    patience: Count | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
 
     needs: ClassVar[frozenset[str]] = frozenset({"train"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
@@ -70,7 +59,7 @@ class Distill(Step):
         return repair(
             model,
             context,
-            training_of(self),
+            self.training(),
             alpha=alpha,
             temperature=self.at if self.temperature_schedule == "annealed" else self.temperature,
             imitate=LOSSES[self.loss] if self.loss else imitation_loss,

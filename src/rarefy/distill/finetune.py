@@ -2,18 +2,18 @@
 """Training what is left of a network on the labels, or only measuring its batch norms anew."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import nn
 
 from rarefy.loops.norms import reestimate_norms
-from rarefy.loops.repair import repair, training_of
+from rarefy.loops.repair import repair
+from rarefy.loops.training import TrainedStep
 from rarefy.step import Context, Count, Fraction, Positive, Step
 
 
 @dataclass(frozen=True)
-class Finetune(Step):
+class Finetune(TrainedStep):
     """Trains on the task's loss at a small rate; masks, codebooks and grids stay on.
 
     Attributes:
@@ -29,15 +29,6 @@ class Finetune(Step):
     rate: Positive = 0.005
     alpha: Fraction = 0.0
     temperature: Positive = 4.0
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    clip: Positive | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    patience: Count | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
 
     needs: ClassVar[frozenset[str]] = frozenset({"train", "labels"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
@@ -45,7 +36,7 @@ class Finetune(Step):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Trains in place."""
         share, softness = self.alpha, self.temperature
-        training = training_of(self)
+        training = self.training()
         return repair(model, context, training, alpha=share, temperature=softness, label="finetune")
 
 

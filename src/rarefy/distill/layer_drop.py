@@ -8,16 +8,16 @@ section 3.1. Which layers go afterwards is up to `rarefy.prune.prune_layers`.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from rarefy.errors import ModelError
 from rarefy.loops.blocks import Block, blocks_of
-from rarefy.loops.repair import repair, training_of
-from rarefy.step import Context, Count, Fraction, OpenFraction, Patterns, Positive, Step
+from rarefy.loops.repair import repair
+from rarefy.loops.training import TrainedStep
+from rarefy.step import Context, Fraction, OpenFraction, Patterns, Positive
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def make_droppable(block: Block, drop: float) -> Callable[[], None]:
 
 
 @dataclass(frozen=True)
-class LayerDrop(Step):
+class LayerDrop(TrainedStep):
     """Trains with each residual block or transformer layer left out of a batch with probability `drop`.
 
     Attributes:
@@ -68,20 +68,9 @@ class LayerDrop(Step):
     """
 
     drop: OpenFraction = 0.2
-    epochs: Count = 5
-    rate: Positive = 0.01
     alpha: Fraction | None = None
     temperature: Positive = 4.0
     blocks: Patterns | None = None
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    clip: Positive | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    patience: Count | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
 
     needs: ClassVar[frozenset[str]] = frozenset({"train"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
@@ -103,6 +92,6 @@ class LayerDrop(Step):
         context.record["blocks"] = [b.name for b in blocks]
         with dropping(blocks, self.drop):
             return repair(
-                model, context, training_of(self), alpha=self.alpha,
+                model, context, self.training(), alpha=self.alpha,
                 temperature=self.temperature, label=self.key(),
             )  # fmt: skip

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training a compressed network back into shape, on labels, on the original's answers, or on both."""
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from rarefy.loops.optimise import Training
 from rarefy.loops.state import Watch
 from rarefy.loops.train import Batch, train
 from rarefy.measure.quality import accuracy_watch
-from rarefy.step import Context, Step
+from rarefy.step import Context
 from rarefy.task import Task, call, logits_of
 
 Temperature = float | Callable[[float], float]
@@ -138,11 +137,3 @@ def remember(record: dict[str, Any], label: str, history: list[dict[str, Any]]) 
     curve: list[dict[str, Any]] = record.setdefault("training", [])
     done = len(curve)
     curve += [{**row, "epoch": done + row["epoch"], "part": label} for row in history]
-
-
-def training_of(step: Step, **changes: Any) -> Training:
-    """The hyper-parameters of training that a step carries under the same names, with `changes`."""
-    own = {f.name for f in dataclasses.fields(Training)} & {
-        f.name for f in dataclasses.fields(step)
-    }
-    return Training(**{name: getattr(step, name) for name in own} | changes)

@@ -10,7 +10,7 @@ batch are (Tung, Mori: Similarity-Preserving Knowledge Distillation, 2019, arXiv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarefy.loops.modes import evaluating
-from rarefy.loops.repair import training_of
+from rarefy.loops.training import DescentStep
 from rarefy.prune.penalised import train_penalised
-from rarefy.step import Context, Count, Positive, Step
+from rarefy.step import Context
 from rarefy.task import Inputs, call, move, tensors_of
 
 Features = dict[str, Tensor]
@@ -106,7 +106,7 @@ class FeatureGap:
 
 
 @dataclass(frozen=True)
-class PreserveFeatures(Step):
+class PreserveFeatures(DescentStep):
     """Trains a cut network on the original's answers, and on its features where channels were cut.
 
     Attributes:
@@ -119,13 +119,6 @@ class PreserveFeatures(Step):
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     alpha: Annotated[float, Field(gt=0, le=1)] | None = None
-    epochs: Count = 5
-    rate: Positive = 0.01
-    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    clip: Positive | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"train"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
@@ -147,7 +140,7 @@ class PreserveFeatures(Step):
             return train_penalised(
                 model,
                 context,
-                training_of(self),
+                self.training(),
                 gap,
                 prox=strength == 0,
                 alpha=alpha,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rarefy.errors import ModelError, RecipeError
 from rarefy.graph.coupling import Group, couple
 from rarefy.loops.blocks import put_module
-from rarefy.loops.repair import training_of
+from rarefy.loops.training import DescentStep
 from rarefy.prune import penalties
 from rarefy.prune.channel_criteria import effective, norm_parameters
 from rarefy.prune.channel_scores import filters, l1
@@ -32,7 +32,7 @@ from rarefy.prune.penalty_groups import (
 )
 from rarefy.prune.silent_units import cut_silent_units
 from rarefy.select import select
-from rarefy.step import Context, Count, Fraction, OpenFraction, Patterns, Positive, Step
+from rarefy.step import Context, Fraction, OpenFraction, Patterns, Positive
 from rarefy.task import Inputs, move
 
 Groups = Literal["coupled", "filter", "input", "shape", "block"]
@@ -41,7 +41,7 @@ STRENGTHS = {"norm-scale": 1e-4, "group-lasso": 1e-4, "l1": 1e-5, "l2": 5e-4, "g
 
 
 @dataclass(frozen=True)
-class Sparsify(Step):
+class Sparsify(DescentStep):
     """Trains with a penalty on channels, groups or single weights.
 
     Attributes:
@@ -76,14 +76,7 @@ class Sparsify(Step):
     sparsity: OpenFraction = 0.5
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     cut: bool | None = None
-    epochs: Count = 5
-    rate: Positive = 0.01
     alpha: Fraction | None = None
-    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    clip: Positive | None = None
     layers: Patterns = "*"
     exclude: Patterns = ()
 
@@ -119,7 +112,7 @@ class Sparsify(Step):
         penalty = (
             GroupLasso(block_groups(blocks), self.factor) if blocks else self.pull(model, channels)
         )
-        prox, settings = self.update == "prox", training_of(self)
+        prox, settings = self.update == "prox", self.training()
         train_penalised(model, context, settings, penalty, prox=prox, alpha=self.alpha)
         if isinstance(penalty, Growing):
             penalty.vanish()
