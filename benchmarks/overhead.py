@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the toolkit itself costs: start-up, bookkeeping beside training, memory of a compression.
+"""What the toolkit itself costs: start-up, and bookkeeping beside training (memory: memory.py).
 
     python benchmarks/overhead.py [--json]
 
 Start-up: fresh processes, interleaved. Bookkeeping: everything in `compress` that is not a step (copying,
 hashing, measuring, exporting), against the time of the steps, for ResNet-20 fine-tuned on random images.
-Memory: the highest resident memory of a process that prunes and codes a network without training, less
-the memory before, as a multiple of the network.
 """
 
 import json
@@ -24,29 +22,6 @@ STARTS = {
     "rarefy --help": "import rarefy.cli as c; c.main(['--help'])",
     "rarefy systems": "import rarefy.cli as c; c.main(['systems'])",
 }
-MEMORY = """
-import resource, threading, time, torch, rarefy
-from torch import nn
-from rarefy.zoo.tasks import load_task
-import rarefy.compress, rarefy.search.compress, onnxruntime
-import torchvision
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-with torch.device("cpu"):
-    model = torchvision.models.vgg11(weights=None).eval()
-task = load_task("random-images")
-model(task.example)
-size = sum(p.numel() * 4 for p in model.parameters())
-high, going = [resident()], [True]
-def sample():
-    while going[0]:
-        high[0] = max(high[0], resident()); time.sleep(0.01)
-before = resident() - size
-thread = threading.Thread(target=sample); thread.start()
-rarefy.compress(model, task, rarefy.Recipe.from_yaml("steps: [prune-weights: {sparsity: 0.8}]"))
-going[0] = False; thread.join()
-print((high[0] - before) / size)
-"""
 
 
 def seconds(code: str) -> float:
@@ -108,21 +83,9 @@ def bookkeeping() -> dict[str, str]:
     }
 
 
-def memory() -> dict[str, str]:
-    """Peak memory of a compression without training, in multiples of the network (531 MB)."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True
-    )
-    return {
-        "what": "peak memory, multiples of the model",
-        "value": f"{float(done.stdout):.2f}",
-        "spread": "vgg11",
-    }
-
-
 def main() -> None:
     """Prints the table."""
-    rows = [*startup(), bookkeeping(), memory()]
+    rows = [*startup(), bookkeeping()]
     if "--json" in sys.argv:
         print(json.dumps(rows, indent=1))
         return

@@ -13,15 +13,10 @@ from torch import Tensor
 from rarefy.factorize.decomposition import Ranks
 from rarefy.factorize.kernel import Shape
 from rarefy.factorize.split import Spatial, balanced
+from rarefy.loops.ridge import ridge_solve
 
 CLOSE = 1e-9  # relative change of the error at which the alternation ends
 CONJUGATE = 12  # steps of conjugate gradients in a half step
-
-
-def solve(A: Tensor, B: Tensor) -> Tensor:
-    """X with A X = B for symmetric A (…, n, n) that may be singular, B (…, n, m)."""
-    ridge = 1e-12 * A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-300)
-    return torch.linalg.solve(A + ridge[..., None, None] * torch.eye(A.shape[-1]).to(A), B)
 
 
 def alternate_on_weights(M: Tensor, P: Tensor, sweeps: int) -> tuple[Tensor, Tensor, list[float]]:
@@ -37,8 +32,8 @@ def alternate_on_weights(M: Tensor, P: Tensor, sweeps: int) -> tuple[Tensor, Ten
     """
     errors: list[float] = []
     for _ in range(sweeps):
-        Q = solve(P.mT @ P, P.mT @ M)
-        P = solve(Q @ Q.mT, Q @ M.mT).mT
+        Q = ridge_solve(P.mT @ P, P.mT @ M)
+        P = ridge_solve(Q @ Q.mT, Q @ M.mT).mT
         errors.append(float((M - P @ Q).square().sum()))
         if len(errors) > 1 and errors[-2] - errors[-1] <= CLOSE * float(M.square().sum()):
             break
@@ -72,7 +67,7 @@ def alternate_on_outputs(
         near = torch.einsum("gak,gajbl->gkjbl", P, C)
         gram = torch.einsum("gkjbl,gbh->gkjhl", near, P).reshape(g, K * j, K * j)
         right = torch.einsum("gak,gajo->gkjo", P, target).reshape(g, K * j, o)
-        Q = solve(gram, right).reshape(g, K, j, o)
+        Q = ridge_solve(gram, right).reshape(g, K, j, o)
         P = left_by_gradients(P, Q, C, target)
         rest = M - torch.einsum("gak,gkjo->gajo", P, Q)
         errors.append(float((rest * weighted(rest, C)).sum()))

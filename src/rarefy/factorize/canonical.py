@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rarefy.factorize.alternating import solve
 from rarefy.factorize.decomposition import (
     Decomposition,
     Ranks,
@@ -27,6 +26,7 @@ from rarefy.factorize.decomposition import (
 from rarefy.factorize.kernel import Shape
 from rarefy.factorize.pieces import Piece, along
 from rarefy.factorize.tucker import leading_left
+from rarefy.loops.ridge import ridge_solve
 
 CLOSE = 1e-7  # relative change of the error at which the sweeps end
 LETTERS = "abcdef"
@@ -85,7 +85,7 @@ def cp(X: Tensor, rank: int, sweeps: int, seed: int) -> tuple[list[Tensor], list
     for _ in range(sweeps):
         for axis in range(len(factors)):
             right = against(X, factors, axis)
-            found = solve(products(factors, axis), right.mT).mT
+            found = ridge_solve(products(factors, axis), right.mT).mT
             if axis < last:
                 found = found / found.norm(dim=1, keepdim=True).clamp(min=1e-30)
             factors[axis] = found

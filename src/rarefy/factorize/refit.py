@@ -11,6 +11,7 @@ from rarefy.factorize.fold import Fold, Offset
 from rarefy.factorize.kernel import groups
 from rarefy.factorize.moments import by_groups, output_rows
 from rarefy.loops.matrix import matrix_of, put_matrix, rows_of
+from rarefy.loops.ridge import ridge_solve
 from rarefy.select import Layer
 
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -51,10 +52,8 @@ def least_squares(
     if biased:
         hh = hh - mean_h.unsqueeze(2) * mean_h.unsqueeze(1)
         yh = yh - mean_y.unsqueeze(2) * mean_h.unsqueeze(1)
-    size = hh.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
-    ridge = (damping + 1e-10) * size[:, None, None] * torch.eye(hh.shape[-1]).to(hh)
     start = W.double()
-    found = start + torch.linalg.solve(hh + ridge, (yh - start @ hh).mT).mT
+    found = start + ridge_solve(hh, (yh - start @ hh).mT, damping + 1e-10).mT
     bias = mean_y - (found @ mean_h.unsqueeze(2)).squeeze(2) if biased else torch.zeros_like(mean_y)
     return found, bias
 

@@ -8,18 +8,17 @@ Kulesza, Taskar: k-DPPs: Fixed-Size Determinantal Point Processes, 2011.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from rarefy.graph.coupling import Group
-from rarefy.measure.quality import batches_of
-from rarefy.prune.by_group import Cutting, prune_by_group, share_of
-from rarefy.prune.readers import Reader, sample_rows
-from rarefy.step import Context, Count, OpenFraction, Patterns, Positive, Step
-from rarefy.task import move
+from rarefy.loops.ridge import ridge_solve
+from rarefy.prune.readers import Reader
+from rarefy.prune.reconstruction import Reconstruction, Samples
+from rarefy.step import Context, Positive
 
 
 def similarity_kernel(V: Tensor, beta: float, damping: float = 0.01) -> Tensor:
@@ -99,9 +98,7 @@ def fusion(V: Tensor, survivors: Tensor, pruned: Tensor, damping: float = 1e-8) 
         damping: of the least squares, as a share of the mean square of the survivors.
     """
     S, P = V[survivors], V[pruned]
-    H = S @ S.mT
-    pull = damping * H.diagonal().mean().clamp(min=1e-30)
-    return torch.linalg.solve(H + pull * torch.eye(len(H)).to(H), S @ P.mT).mT
+    return ridge_solve(S @ S.mT, S @ P.mT, damping).mT
 
 
 def fuse(W: Tensor, columns: Tensor, A: Tensor, survivors: Tensor, pruned: Tensor) -> Tensor:
@@ -120,43 +117,26 @@ def fuse(W: Tensor, columns: Tensor, A: Tensor, survivors: Tensor, pruned: Tenso
 
 
 @dataclass(frozen=True)
-class DiverseNeurons(Step):
+class DiverseNeurons(Reconstruction):
     """Keeps a random diverse subset of the neurons, as their activations tell, and fuses the others into it.
 
     Attributes:
-        sparsity: share of the units of every group that go.
-        round_to: the number of channels that stay is a multiple of it.
-        examples: calibration examples at most.
-        samples: rows of a layer's input that are looked at.
         beta: inverse width of the kernel, times the number of samples.
         damping: added to the kernel's diagonal.
         fusing: whether survivors take over what the others gave.
-        layers, exclude: whose units go, see `rarefy.select.select`; a group goes if it holds one of
-            `layers` and none of `exclude`.
     """
 
-    sparsity: OpenFraction = 0.5
-    round_to: Count = 1
-    examples: Count = 512
-    samples: Count = 4096
     beta: Positive = 10.0
     damping: Annotated[float, Field(ge=0)] = 0.01
     fusing: bool = True
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Draws, fuses and cuts, one layer after the other."""
         generator = torch.Generator().manual_seed(context.seed)
-        batches = [
-            move(b, context.device) for b in batches_of(context.task, "calibration", self.examples)
-        ]
+        samples = Samples(self, context)
 
         def choose(group: Group, readers: list[Reader], number: int) -> Tensor:
-            rows = sample_rows(model, readers, batches, self.samples, context.seed)
+            rows = samples.rows(model, readers)
             V = [r.activations(x).mT for r, x in zip(readers, rows, strict=True)]
             survivors = self.draw(V, group.size - number, generator)
             gone = torch.ones(group.size, dtype=torch.bool)
@@ -168,8 +148,7 @@ class DiverseNeurons(Step):
                     reader.put(fuse(reader.matrix, reader.columns, A, survivors, pruned))
             return pruned
 
-        cutting = Cutting(share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude)
-        return prune_by_group(model, context, cutting, self.key())
+        return self.prune(model, context, self.cutting(choose))
 
     def draw(self, V: Sequence[Tensor], k: int, generator: torch.Generator) -> Tensor:
         """The units that survive; alike ones are seldom drawn together."""

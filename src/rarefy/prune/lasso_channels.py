@@ -8,7 +8,7 @@ over beta, then over W; Y comes from the original network, X from the network pr
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from rarefy.graph.coupling import Group
 from rarefy.loops.matrix import matrix_of
-from rarefy.measure.quality import batches_of
-from rarefy.prune.by_group import Cutting, prune_by_group, share_of
-from rarefy.prune.readers import Reader, sample_rows
+from rarefy.loops.ridge import ridge_solve
+from rarefy.prune.by_group import Cutting
+from rarefy.prune.readers import Reader
+from rarefy.prune.reconstruction import Reconstruction, Samples
 from rarefy.select import Layer
-from rarefy.step import Context, Count, OpenFraction, Patterns, Step
-from rarefy.task import move
+from rarefy.step import Context
 
 
 def lasso(
@@ -130,54 +130,31 @@ def fit_weight(
     x, y = X.mean(0), Y.mean(0)
     if biased:
         X, Y = X - x, Y - y
-    H = X.mT @ X
-    pull = damping * H.diagonal().mean().clamp(min=1e-30)
-    off = X.mT @ (Y - X @ W.mT)
-    found = W + torch.linalg.solve(H + pull * torch.eye(len(H)).to(H), off).mT
+    found = W + ridge_solve(X.mT @ X, X.mT @ (Y - X @ W.mT), damping).mT
     return found, (y - found @ x if biased else torch.zeros_like(y))
 
 
 @dataclass(frozen=True)
-class LassoChannels(Step):
+class LassoChannels(Reconstruction):
     """Keeps the channels that LASSO finds to rebuild the next layer's output best, and refits that layer.
 
     Attributes:
-        sparsity: share of the units of every group that go.
-        round_to: the number of channels that stay is a multiple of it.
-        examples: calibration examples at most.
-        samples: rows of a layer's input that are looked at.
         sequential: whether Y is what the network gave before this step, so that a layer makes up for the
             errors of those before it; otherwise what the layer gives as pruning comes to it.
         damping: pull of the fitted weight towards the one before.
-        layers, exclude: whose units go, see `rarefy.select.select`; a group goes if it holds one of
-            `layers` and none of `exclude`.
     """
 
-    sparsity: OpenFraction = 0.5
-    round_to: Count = 1
-    examples: Count = 512
-    samples: Count = 4096
     sequential: bool = True
     damping: Annotated[float, Field(ge=0)] = 1e-4
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Chooses, refits and cuts, one layer after the other."""
-        batches = [
-            move(b, context.device) for b in batches_of(context.task, "calibration", self.examples)
-        ]
+        samples = Samples(self, context)
         original = copy.deepcopy(model)
 
         def choose(group: Group, readers: list[Reader], number: int) -> Tensor:
             source = original if self.sequential else model
-            X, before = (
-                sample_rows(m, readers, batches, self.samples, context.seed)
-                for m in (model, source)
-            )
+            X, before = samples.rows(model, readers), samples.rows(source, readers)
             Y = [
                 outputs_of(source, reader.layer, x)[:, left]
                 for reader, x in zip(readers, before, strict=True)
@@ -194,8 +171,8 @@ class LassoChannels(Step):
                 refit(reader, x, y, reader.columns[~gone].flatten(), self.damping)
             return gone.nonzero()[:, 0]
 
-        cutting = Cutting(share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude)
-        return prune_by_group(model, context, cutting, self.key())
+        cutting = self.cutting(choose)
+        return self.prune(model, context, cutting)
 
 
 def kept_outputs(reader: Reader, cutting: Cutting) -> Tensor | slice:

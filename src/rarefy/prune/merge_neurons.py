@@ -7,18 +7,15 @@ costs the next layer least goes first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rarefy.graph.coupling import Group
 from rarefy.loops.statistics import Covariance
-from rarefy.measure.quality import batches_of
-from rarefy.prune.by_group import Cutting, prune_by_group, share_of
-from rarefy.prune.readers import Reader, sample_rows
-from rarefy.step import Context, Count, OpenFraction, Patterns, Step
-from rarefy.task import move
+from rarefy.prune.readers import Reader
+from rarefy.prune.reconstruction import Reconstruction, Samples
+from rarefy.step import Context, OpenFraction
 
 
 @dataclass
@@ -91,36 +88,21 @@ def merge(
 
 
 @dataclass(frozen=True)
-class MergeNeurons(Step):
+class MergeNeurons(Reconstruction):
     """Merges neurons and channels that follow one another closely on unlabelled data.
 
     Attributes:
         sparsity: share of the units of every group that are merged into others.
-        round_to: the number of channels that stay is a multiple of it.
-        examples: calibration examples at most.
-        samples: rows of a layer's input that are looked at.
-        layers, exclude: whose units go, see `rarefy.select.select`; a group goes if it holds one of
-            `layers` and none of `exclude`.
     """
 
     sparsity: OpenFraction = 0.3
-    round_to: Count = 1
-    examples: Count = 512
-    samples: Count = 4096
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Regresses, merges and cuts, one layer after the other."""
-        batches = [
-            move(b, context.device) for b in batches_of(context.task, "calibration", self.examples)
-        ]
+        samples = Samples(self, context)
 
         def choose(group: Group, readers: list[Reader], number: int) -> Tensor:
-            rows = sample_rows(model, readers, batches, self.samples, context.seed)
+            rows = samples.rows(model, readers)
             regressions = []
             for reader, x in zip(readers, rows, strict=True):
                 moments = Covariance(axis=1)
@@ -132,5 +114,4 @@ class MergeNeurons(Step):
                 reader.put(W, shift)
             return torch.tensor([j for _, j in pairs])
 
-        cutting = Cutting(share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude)
-        return prune_by_group(model, context, cutting, self.key())
+        return self.prune(model, context, self.cutting(choose))

@@ -8,6 +8,7 @@ for Transformers, 2022, arXiv 2204.09656, section 4.3, tunes masks the same way.
 import torch
 from torch import Tensor
 
+from rarefy.loops.ridge import ridge_solve
 from rarefy.prune.readers import Reader
 
 
@@ -19,10 +20,7 @@ def scales(X: Tensor, y: Tensor, damping: float = 1e-6) -> Tensor:
         y: (samples,) their sum with those that go.
         damping: pull towards 1, as a share of the mean of the squared contributions.
     """
-    H = X.mT @ X
-    pull = damping * H.diagonal().mean().clamp(min=1e-30)
-    off = X.mT @ (y - X.sum(1))
-    return 1 + torch.linalg.solve(H + pull * torch.eye(len(H)).to(H), off)
+    return 1 + ridge_solve(X.mT @ X, X.mT @ (y - X.sum(1)), damping)
 
 
 def rescale(reader: Reader, X: Tensor, gone: Tensor) -> None:

@@ -7,7 +7,7 @@ least squares (equation 7).
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from rarefy.graph.coupling import Group
 from rarefy.loops.optimise import Training
 from rarefy.loops.repair import repair
-from rarefy.measure.quality import batches_of
-from rarefy.prune.by_group import Cutting, prune_by_group, share_of
-from rarefy.prune.readers import Reader, sample_rows
+from rarefy.prune.readers import Reader
+from rarefy.prune.reconstruction import Reconstruction, Samples
 from rarefy.prune.rescale import rescale
-from rarefy.step import Context, Count, OpenFraction, Patterns, Positive, Step
-from rarefy.task import move
+from rarefy.step import Context, Count, Positive
 
 
 def greedy_removal(G: Tensor, number: int) -> Tensor:
@@ -46,33 +44,20 @@ def greedy_removal(G: Tensor, number: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Thinet(Step):
+class Thinet(Reconstruction):
     """Removes the channels, neurons or heads that the next layer misses least, greedily, layer by layer.
 
     Attributes:
-        sparsity: share of the units of every group that go.
-        round_to: the number of channels that stay is a multiple of it.
-        examples: calibration examples at most.
         samples: entries of the next layer's output that are looked at.
         rescale: whether the channels that stay are scaled by least squares.
         epochs: of training after each layer; 0 for none.
         rate: highest learning rate of this training.
-        layers, exclude: whose units go, see `rarefy.select.select`; a group goes if it holds one of
-            `layers` and none of `exclude`.
     """
 
-    sparsity: OpenFraction = 0.5
-    round_to: Count = 1
-    examples: Count = 512
     samples: Count = 4096
     rescale: bool = True
     epochs: Annotated[int, Field(ge=0)] = 0
     rate: Positive = 0.001
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,12 +66,10 @@ class Thinet(Step):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Collects, chooses, scales, cuts and trains, one layer after the other."""
-        batches = [
-            move(b, context.device) for b in batches_of(context.task, "calibration", self.examples)
-        ]
+        samples = Samples(self, context)
 
         def choose(group: Group, readers: list[Reader], number: int) -> Tensor:
-            rows = sample_rows(model, readers, batches, self.samples, context.seed)
+            rows = samples.rows(model, readers)
             draw = torch.Generator().manual_seed(context.seed)
             X = [
                 reader.contributions(
@@ -104,7 +87,4 @@ class Thinet(Step):
             training = Training(self.epochs, self.rate, weight_decay=1e-4)
             return repair(pruned, context, training, label=f"{self.key()} {name}")
 
-        cutting = Cutting(
-            share_of(self.sparsity, self.round_to), choose, self.layers, self.exclude, after
-        )
-        return prune_by_group(model, context, cutting, self.key())
+        return self.prune(model, context, self.cutting(choose, after))
