@@ -8,6 +8,7 @@ double precision, so a file can be decoded without that library too. The words a
 little-endian; zero bytes at the very end carry nothing and are left out.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,60 @@ def encode(symbols: NDArray[Any], frequencies: NDArray[np.int64]) -> bytes:
         symbols: shape (n,), any integer dtype, every entry below A.
         frequencies: shape (A,), sum below 2**23.
     """
-    model, coder = _model(frequencies), _coder()
+    return encode_parts([(symbols, 0)], [frequencies])
+
+
+def encode_parts(
+    parts: Sequence[tuple[NDArray[Any], int]], tables: Sequence[NDArray[np.int64]]
+) -> bytes:
+    """Code several runs of symbols, each under the table whose number stands beside it.
+
+    Args:
+        parts: in the order in which they will be read.
+        tables: as in `encode`; those of a single symbol must not be used.
+    """
+    coder, models = _coder(), {}
     # Last in, first out: the tail goes first, in pieces that bound the copies made.
-    for start in reversed(range(0, symbols.size, _CHUNK)):
-        coder.encode_reverse(symbols[start : start + _CHUNK].astype(np.int32), model)
+    for symbols, number in reversed(parts):
+        if number not in models:
+            models[number] = _model(tables[number])
+        for start in reversed(range(0, symbols.size, _CHUNK)):
+            coder.encode_reverse(symbols[start : start + _CHUNK].astype(np.int32), models[number])
     return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+
+
+def _opened(cursor: Cursor, size: int) -> Any:
+    """A decoder of the message of `size` bytes at the cursor."""
+    data = bytes(cursor.take(size))
+    if data.endswith(b"\0"):
+        raise FileError("an entropy-coded message ends in bytes that no encoder writes")
+    words = np.frombuffer(data + bytes(-size % 4), dtype="<u4").astype(np.uint32)
+    return _coder(words)
+
+
+class PartsReader:
+    """Yields the symbols of a message of `encode_parts`, part by part."""
+
+    def __init__(self, cursor: Cursor, size: int, tables: Sequence[NDArray[np.int64]]) -> None:
+        """Take a message of `size` bytes from the cursor.
+
+        Args:
+            tables: frequencies; where only one is positive, its place is the only symbol.
+
+        Raises:
+            FileError: the bytes can't be the end of a message.
+        """
+        self._coder, self._tables = _opened(cursor, size), tables
+        self._models: dict[int, Any] = {}
+
+    def read(self, number: int, count: int) -> NDArray[np.int32]:
+        """The next `count` symbols, which were coded under table `number`."""
+        table = self._tables[number]
+        if not count or np.count_nonzero(table) < 2:
+            return np.full(count, table.size - 1, dtype=np.int32)
+        if number not in self._models:
+            self._models[number] = _model(table)
+        return np.asarray(self._coder.decode(self._models[number], count), dtype=np.int32)
 
 
 class AnsReader:
@@ -56,11 +106,7 @@ class AnsReader:
         Raises:
             FileError: the bytes can't be the end of a message.
         """
-        data = bytes(cursor.take(size))
-        if data.endswith(b"\0"):
-            raise FileError("an entropy-coded message ends in bytes that no encoder writes")
-        words = np.frombuffer(data + bytes(-size % 4), dtype="<u4").astype(np.uint32)
-        self._coder, self._model = _coder(words), _model(frequencies)
+        self._coder, self._model = _opened(cursor, size), _model(frequencies)
 
     def read(self, count: int) -> NDArray[Any]:
         """The next `count` symbols, dtype int32."""

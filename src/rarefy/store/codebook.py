@@ -115,7 +115,7 @@ def write_levels(levels: NDArray[Any], kind: int, dtype: np.dtype[Any]) -> bytes
     plain.number(levels.size)
     plain.write(0, 1)
     write_increasing(plain, levels.tolist())
-    scale = _scale(levels, dtype) if kind == FLOAT else None
+    scale = find_scale(levels, dtype) if kind == FLOAT else None
     if scale is None:
         return plain.to_bytes()
     pattern, integers = scale
@@ -147,7 +147,7 @@ def read_levels(reader: BitReader, kind: int, dtype: np.dtype[Any], most: int) -
         return from_keys(keys, kind)
     if kind != FLOAT or dtype.itemsize > 4:
         raise FileError(f"a codebook of {dtype.name} can't have a scale")
-    return _multiples(scale, keys, dtype)
+    return multiples(scale, keys, dtype)
 
 
 class CodebookReader:
@@ -166,7 +166,7 @@ class CodebookReader:
         return self._levels.take(self._codes.read(count))
 
 
-def _multiples(scale: int, folded: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def multiples(scale: int, folded: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Patterns of scale times integers, the product rounded once to the dtype.
 
     The integers come as twice their magnitude plus their sign, so that -0.0 can be told from 0.0.
@@ -178,7 +178,7 @@ def _multiples(scale: int, folded: NDArray[Any], dtype: np.dtype[Any]) -> NDArra
         return product.astype(dtype).view(f"u{dtype.itemsize}")
 
 
-def _scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[int]] | None:
+def find_scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[int]] | None:
     """Pattern of a scale s, and integers q folded and increasing, with levels = s q exactly."""
     if levels.size < 4 or dtype.itemsize not in (2, 4):
         return None
@@ -196,7 +196,7 @@ def _scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[int]] 
             folded = 2 * integers + np.signbit(values)
             start = int(np.array([largest / most]).astype(dtype).view(levels.dtype)[0])
             for pattern in range(max(start - 2, 0), start + 3):
-                exact = _multiples(pattern, folded, dtype)
+                exact = multiples(pattern, folded, dtype)
                 if np.array_equal(exact, from_keys(levels, FLOAT)):
                     return pattern, folded.tolist()
     return None

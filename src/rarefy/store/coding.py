@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tensor as bytes in the smallest of several codings; bit for bit, for every dtype.
 
-A coding is a layout (dense, bitmap or gaps) times a form of values (codebook or planes). The
+A coding is a layout (dense, bitmap or gaps) times a form of values (codebook or planes); dense codes
+may stand under contexts. The
 encoder finds out what the tensor is: few distinct values, one value that fills much of it, a
 counter. Costs are computed from histograms; short tensors are coded in every way that may pay and
 the shortest is kept. The first byte names the coding; `decoding` reads it.
@@ -14,12 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.store.decoding import BACKGROUND, BITMAP, COLUMNS, DENSE, DIFFERENCES, GAPS, RAW
+from rarefy.store.decoding import (
+    BACKGROUND,
+    BITMAP,
+    COLUMNS,
+    CONTEXTS,
+    DENSE,
+    DIFFERENCES,
+    GAPS,
+    RAW,
+)
 from rarefy.store.fields import varint
 from rarefy.store.keys import PIECE, is_counter, kind_of, patterns, real_of
 from rarefy.store.positions import plan_bitmap, plan_gaps
 from rarefy.store.symbols import Coded
-from rarefy.store.values import Values, count_others, others, values_of
+from rarefy.store.values import Codes, Values, count_others, others, values_of
 
 _SHORT = 1 << 12
 _LEAST_SHARE = 0.3
@@ -47,6 +57,9 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
     candidates = [raw, _dense(values, 0, coder)]
     rows = array.shape[0] if array.ndim > 1 else 1
     candidates += _sparse(values, pattern, rows, coder)
+    if isinstance(values, Codes) and coder in ("auto", "ans") and array.dtype.kind != "c":
+        under = values.plan_contexts(array.shape, coder)
+        candidates += [_joined(bytes([DENSE | CONTEXTS]), under)] if under else []
     if is_counter(real):
         differences = np.diff(pattern, prepend=pattern.dtype.type(0))
         candidates.append(_dense(values_of(differences, kind, real), DIFFERENCES, coder))

@@ -3,8 +3,8 @@
 
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
-is not zero and follows (32). Sparse layouts go on with that value, the number of other values,
-their positions; all end with the values.
+is not zero and follows (32), values are codes under contexts (64). Sparse layouts go on with that
+value, the number of other values, their positions; all end with the values.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ from rarefy.errors import FileError
 from rarefy.store.codebook import CodebookReader
 from rarefy.store.fields import Cursor
 from rarefy.store.keys import kind_of, real_of
+from rarefy.store.lattice import CodesReader
 from rarefy.store.planes import PlanesReader
 from rarefy.store.positions import BitmapReader, GapReader
 from rarefy.store.values import PLANES
 
 DENSE, BITMAP, GAPS, RAW = range(4)
-COLUMNS, DIFFERENCES, BACKGROUND = 8, 16, 32
+COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS = 8, 16, 32, 64
 
 _CHUNK = 1 << 16
 
@@ -56,7 +57,10 @@ def _opened(cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "_R
     if tag == RAW:
         return _Raw(cursor, size, real)
     if tag & 3 == DENSE and not tag & ~(PLANES | DIFFERENCES):
-        return _Dense(cursor, tag, size, dtype)
+        return _Dense(_open_values(cursor, tag, size, dtype), tag, size, dtype)
+    if tag == DENSE | CONTEXTS and dtype == real:
+        values = CodesReader(cursor, shape, kind_of(dtype), real)
+        return _Dense(values, tag, size, dtype)
     if tag & 3 in (BITMAP, GAPS) and not tag & ~(3 | PLANES | COLUMNS | BACKGROUND):
         rows = shape[0] if tag & COLUMNS and len(shape) > 1 else 1
         return _Sparse(cursor, tag, size, dtype, rows)
@@ -79,8 +83,8 @@ class _Raw:
 
 
 class _Dense:
-    def __init__(self, cursor: Cursor, tag: int, size: int, dtype: np.dtype[Any]) -> None:
-        self._values = _open_values(cursor, tag, size, dtype)
+    def __init__(self, values: Any, tag: int, size: int, dtype: np.dtype[Any]) -> None:
+        self._values = values
         self._size, self._type = size, np.dtype(f"u{real_of(dtype).itemsize}")
         self._differences = bool(tag & DIFFERENCES)
         self.coding = self._values.coding + ("+differences" if self._differences else "")
@@ -105,7 +109,7 @@ class _Sparse(_Dense):
         layout: Callable[..., BitmapReader | GapReader]
         layout = BitmapReader if tag & 3 == BITMAP else GapReader
         self._positions = layout(cursor, size, count)
-        super().__init__(cursor, tag & PLANES, count, dtype)
+        super().__init__(_open_values(cursor, tag, count, dtype), 0, count, dtype)
         self._total = size
         self.coding = f"{self._positions.coding}+{self._values.coding}"
 

@@ -37,6 +37,9 @@ def unzigzag(value: int) -> int:
     return -(value + 1 >> 1) if value & 1 else value >> 1
 
 
+_SHORT_CODES = {format(value, "b"): value for value in range(1, 256)}
+
+
 class Cursor:
     """Reads a run of bytes from front to back and never past its end."""
 
@@ -139,6 +142,7 @@ class BitReader:
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
         self._bit = 8 * cursor.position
+        self._window, self._end = 0, self._bit  # an integer of the bytes ahead, and where it ends
 
     def read(self, width: int) -> int:
         """The next `width` bits.
@@ -147,24 +151,29 @@ class BitReader:
             FileError: the bytes end before.
         """
         end = self._bit + width
-        data = self._cursor.data
-        if end > 8 * len(data):
+        if end > self._end:
+            self._look_ahead(width)
+        if end > self._end:
             raise FileError("a bit field runs over the end of its bytes")
-        last = (end + 7) // 8
-        window = int.from_bytes(data[self._bit // 8 : last], "big") >> (8 * last - end)
         self._bit = end
-        return window & ((1 << width) - 1)
+        return (self._window >> self._end - end) & ((1 << width) - 1)
 
     def golomb(self, order: int = 0) -> int:
         """The next exponential-Golomb code of this order, below 2**64."""
-        first = self._bit // 8
-        ahead = int.from_bytes(self._cursor.data[first : first + 10], "big")
-        bits = 8 * min(10, len(self._cursor.data) - first) - self._bit % 8
-        zeros = bits - (ahead & (1 << max(bits, 0)) - 1).bit_length()
+        if self._bit + 72 > self._end:
+            self._look_ahead(72)
+        bits = self._end - self._bit
+        zeros = bits - (self._window & (1 << bits) - 1).bit_length()
         if zeros > 64 or zeros >= bits:
             raise FileError("an exponential-Golomb code has no end")
         width = 2 * zeros + 1 + order
         return self.read(width) - (1 << order)
+
+    def _look_ahead(self, width: int) -> None:
+        """Open the window at the present bit, for `width` bits at least where there are so many."""
+        first = self._bit // 8
+        data = self._cursor.data[first : first + max(width + 14 >> 3, 48)]
+        self._window, self._end = int.from_bytes(data, "big"), 8 * (first + len(data))
 
     def golombs(self, count: int, order: int) -> list[int]:
         """The next `count` codes of one order; as `golomb` for each, but faster and of any size."""
@@ -172,13 +181,13 @@ class BitReader:
         ahead = bytes(self._cursor.data[first : first + 4 * count + 16])
         text = format(int.from_bytes(b"\1" + ahead, "big"), "b")[1:]
         values: list[int] = []
-        base, limit, find = 1 << order, len(text), text.find
+        base, limit, find, take = 1 << order, len(text), text.find, values.append
         for _ in range(count):
             one = find("1", place)
             end = 2 * one - place + order + 1
             if one < 0 or end > limit:
                 break
-            values.append(int(text[one:end], 2) - base)
+            take((_SHORT_CODES.get(word := text[one:end]) or int(word, 2)) - base)
             place = end
         self._bit = 8 * first + place
         # Codes longer than what was looked at, and damage, take the careful way.

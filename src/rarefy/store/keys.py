@@ -7,6 +7,7 @@ integers are folded (0, -1, 1, -2, …); others stay. Both ways are exact for ev
 payloads and negative zeros included. Key 0 is the value zero.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+@cache
 def kind_of(dtype: np.dtype[Any]) -> int:
     """Which of the three foldings a dtype gets."""
     if "float" in dtype.name or "complex" in dtype.name:
@@ -69,6 +71,7 @@ def kind_of(dtype: np.dtype[Any]) -> int:
     return SIGNED if dtype.name.startswith("int") else UNSIGNED
 
 
+@cache
 def real_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of one pattern's value: that of the parts for complex numbers, else the same."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype

@@ -22,6 +22,7 @@ from rarefy.store.runs import SymbolReader, open_run
 from rarefy.store.symbols import Coded, entropy, plan_run
 
 _WIDEST, _FEW, _HALVED = 12, 1 << 12, 16
+_PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], 1).astype(np.uint8).view(np.uint16)
 
 
 def plane_widths(width: int, front: int, halved: bool = False) -> list[int]:
@@ -144,8 +145,8 @@ class _Halves:
         self._ready = np.zeros(0, dtype=np.uint8)
 
     def read(self, count: int) -> NDArray[Any]:
-        octets = self._octets.read(max(count - self._ready.size + 1, 0) // 2).astype(np.uint8)
-        halves = np.stack([octets & np.uint8(15), octets >> np.uint8(4)], axis=1).reshape(-1)
+        octets = self._octets.read(max(count - self._ready.size + 1, 0) // 2)
+        halves = _PAIRS.reshape(-1).take(octets).view(np.uint8)
         if self._ready.size:
             halves = np.concatenate([self._ready, halves])
         self._ready = halves[count:]

@@ -117,6 +117,10 @@ class _Packed:
     def __init__(self, data: memoryview, width: int, count: int, first: int, alphabet: int) -> None:
         self._data, self._width, self._count = data, width, count
         self._first, self._alphabet, self._place = first, alphabet, 0
+        self._sure = first + self._largest(width) < alphabet
+
+    def _largest(self, width: int) -> int:
+        return (1 << width) - 1
 
     def _unpack(self, start: int, stop: int) -> Any:
         return unpack(self._data, self._width, self._count, start, stop)
@@ -126,11 +130,14 @@ class _Packed:
         values = self._unpack(start, self._place)
         if self._first:
             values = values.astype(np.int64) + self._first
-        return _checked(values, self._alphabet)
+        return values if self._sure else _checked(values, self._alphabet)
 
 
 class _Ternary(_Packed):
     coding = "ternary"
+
+    def _largest(self, width: int) -> int:
+        return 2
 
     def _unpack(self, start: int, stop: int) -> Any:
         return unpack_trits(self._data, self._count, start, stop)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rarefy.store.codebook import find_levels, level_codes, write_levels
 from rarefy.store.keys import PIECE, from_keys, histogram
+from rarefy.store.lattice import plan_codes
 from rarefy.store.planes import plan_planes
 from rarefy.store.symbols import Coded, plan_run
 
@@ -59,6 +60,10 @@ class Codes(Values):
         book = write_levels(levels, self._kind, self._real)
         run = plan_run(lambda: codes, counts, coder)
         return Coded(8 * len(book) + run.bits, lambda: [book, *run.pieces()])
+
+    def plan_contexts(self, shape: tuple[int, ...], coder: str) -> Coded | None:
+        """All values under contexts of their rows and columns, if there are few enough levels."""
+        return plan_codes(self._codes, self._levels, self._kind, self._real, shape, coder)
 
 
 class Planes(Values):

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes under contexts: how large a weight is to be expected decides by which table it is coded.
+
+The sum of three scales (of row, column, kernel position; see `scales`) names a weight's context.
+Contexts have tables of their own: counts of all codes, or a `ladder` of magnitudes where the codes
+are a step times integers. Tables and scales stand in front, so a decoder takes whole rows at a
+time, first all weights of the lowest context, then those of the next.
+
+    1 if integers | step and largest integer, or a codebook | scales | lowest context | number of
+    contexts | 1 if a ladder | tables | length of the message | message
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.errors import FileError
+from rarefy.store import ans, frequencies
+from rarefy.store.fields import BitReader, BitWriter, Cursor, unzigzag, zigzag
+from rarefy.store.keys import histogram
+from rarefy.store.ladder import (
+    Ladder,
+    fit_ladder,
+    ladder_frequencies,
+    lengths,
+    read_ladder,
+)
+from rarefy.store.scales import (
+    Scales,
+    choices,
+    flat,
+    grid_shape,
+    magnitude_scales,
+    read_scales,
+    write_scales,
+)
+from rarefy.store.symbols import Coded, entropy
+
+MOST_SYMBOLS = 1 << 10
+"""Largest alphabet that is coded under contexts."""
+
+_ROWS = 1 << 17
+_SAMPLE, _SHORT = 1 << 16, 1 << 12
+_MOST_CONTEXTS = 64
+_WORTH = 0.996
+"""Less than this saving of a long tensor is not worth a decoder's time."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """How the symbols of all contexts are distributed: by one ladder, or by a table each."""
+
+    ladder: Ladder | None
+    counted: list[tuple[int, frequencies.CountedTable | None]]
+    bits: float  # of tables and symbols
+
+    def frequencies(self, symbols: int) -> list[NDArray[np.int64]]:
+        """As `read_tables` will find them."""
+        if self.ladder is not None:
+            return list(ladder_frequencies(self.ladder.rungs, symbols // 2 + 1))
+        one = np.ones(1, dtype=np.int64)
+        return [
+            np.concatenate([np.zeros(first, np.int64), table.frequencies if table else one])
+            for first, table in self.counted
+        ]
+
+    def write(self, writer: BitWriter) -> None:
+        """Append the tables; `read_tables` takes them back."""
+        writer.write(int(self.ladder is not None), 1)
+        if self.ladder is not None:
+            self.ladder.write(writer)
+        for first, table in self.counted:
+            writer.golomb(first)
+            writer.golomb(0 if table is None else table.frequencies.size - 1, 2)
+            if table is not None:
+                table.write(writer)
+
+
+def best_tables(counts: NDArray[np.int64], folded: bool) -> Tables:
+    """The cheapest tables for a histogram of symbols in contexts, shape (contexts, symbols)."""
+    ladder = cheapest_ladder(counts) if folded else None
+    if ladder is not None:
+        least = _entropies(counts) + 3.0 * np.count_nonzero(counts)
+        if least >= 0.999 * ladder[1]:
+            return Tables(ladder[0], [], ladder[1])
+    counted, bits = [], 0.0
+    for row in counts:
+        used = np.flatnonzero(row)
+        first, last = (int(used[0]), int(used[-1])) if used.size else (0, 0)
+        table = frequencies.counted(row[first : last + 1]) if last > first else None
+        bits += (table.bits if table else 0) + 2 * first.bit_length() + 8
+        counted.append((first, table))
+    if ladder is not None and ladder[1] <= bits:
+        return Tables(ladder[0], [], ladder[1])
+    return Tables(None, counted, bits)
+
+
+def cheapest_ladder(counts: NDArray[np.int64]) -> tuple[Ladder, float]:
+    """The ladder for symbols 0, -1, 1, -2, 2, … and the bits of it and them together."""
+    sizes = np.concatenate([counts[:, :1], counts[:, 1::2] + counts[:, 2::2]], axis=1)
+    signs, best, worse = float(sizes[:, 1:].sum()), None, 0
+    for length in lengths(sizes.shape[1]):
+        ladder = fit_ladder(sizes, length)
+        if best is None or ladder.bits + ladder.information < best[1]:
+            best, worse = (ladder, ladder.bits + ladder.information), 0
+        else:
+            worse += 1
+        if worse == 3:
+            break
+    assert best is not None
+    return best[0], best[1] + signs
+
+
+def read_tables(reader: BitReader, contexts: int, symbols: int) -> list[NDArray[np.int64]]:
+    """Frequencies of every context, shape (symbols,); one entry alone stands for its place.
+
+    Raises:
+        FileError: damaged.
+    """
+    if reader.read(1):
+        if symbols % 2 == 0:
+            raise FileError("a ladder of magnitudes needs a code for both signs")
+        rungs = read_ladder(reader, contexts)
+        return list(ladder_frequencies(rungs, symbols // 2 + 1))
+    tables = []
+    for _ in range(contexts):
+        first, size = reader.golomb(), reader.golomb(2) + 1
+        if first + size > symbols:
+            raise FileError(f"a table reaches symbol {first + size} of {symbols}")
+        table = frequencies.read_counted(reader, size) if size > 1 else np.ones(1, dtype=np.int64)
+        tables.append(np.concatenate([np.zeros(first, dtype=np.int64), table]))
+    return tables
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Scales, the range of contexts that they lead to, and the tables."""
+
+    scales: Scales
+    low: int
+    contexts: int
+    tables: Tables
+
+
+def context_of(scales: Scales, low: int, contexts: int, start: int, stop: int) -> Any:
+    """Contexts of the weights in the rows from `start` to `stop`, uint8, flat."""
+    sums = scales.piece(start, stop)
+    return (np.clip(sums, low, low + contexts - 1) - np.int8(low)).astype(np.uint8)
+
+
+def plan_contexts(
+    symbols: NDArray[Any], alphabet: int, folded: bool, shape: tuple[int, ...], coder: str
+) -> Coded | None:
+    """Plan symbols under contexts, or None where they hardly pay; `ContextReader` reads them.
+
+    Args:
+        symbols: shape (n,), unsigned, below `alphabet`, in row-major order of the tensor.
+        alphabet: number of symbols.
+        folded: whether they stand for 0, -1, 1, -2, 2, …
+        shape: of the tensor.
+        coder: of the scales, as in `symbols`.
+    """
+    grid = grid_shape(shape)
+    scales = _best_scales(symbols, alphabet, folded, grid, coder)
+    if scales is None:
+        return None
+    low, counts = context_counts(symbols, alphabet, scales)
+    chosen = Chosen(scales, low, counts.shape[0], best_tables(counts, folded))
+    head = write_scales(scales, coder)
+
+    def pieces() -> Iterator[bytes]:
+        writer = BitWriter()
+        writer.golomb(zigzag(chosen.low), 3)
+        writer.golomb(chosen.contexts - 1, 2)
+        chosen.tables.write(writer)
+        body = _message(symbols, grid, chosen, chosen.tables.frequencies(alphabet))
+        writer.number(len(body))
+        yield head
+        yield writer.to_bytes()
+        yield body
+
+    return Coded(8 * len(head) + chosen.tables.bits + 64, pieces)
+
+
+def _best_scales(
+    symbols: NDArray[Any],
+    alphabet: int,
+    folded: bool,
+    shape: tuple[int, int, int],
+    coder: str,
+) -> Scales | None:
+    """The axes that make the symbols cheapest, or None for a long tensor that gains too little.
+
+    Long tensors are judged by the entropy of a sample of rows, short ones by what they will take.
+    """
+    none, short = flat(shape), symbols.size <= _SHORT
+    sizes = (((symbols + 1) >> 1) if folded else symbols).reshape(shape)
+    found = magnitude_scales(sizes) if shape[0] > 1 else none
+    step = 1 if short else max(1, symbols.size // _SAMPLE)
+    sample = symbols.reshape(shape)[::step].reshape(-1)
+
+    def bits(scales: Scales) -> float:
+        thin = Scales(scales.rows[::step], scales.columns, scales.positions)
+        _, counts = context_counts(sample, alphabet, thin)
+        if short:
+            return best_tables(counts, folded).bits + 8.0 * len(write_scales(scales, coder))
+        share = symbols.size / sample.size
+        side = sum(entropy(histogram(axis.view(np.uint8), 256)) for axis in scales)
+        return _entropies(counts) * share + 2 * np.count_nonzero(counts) + side
+
+    plain = bits(none)
+    if not short and bits(found) > _WORTH * plain:
+        return None
+    options = choices(found) if shape[0] > 1 else []
+    return min([(plain, 0, none), *((bits(s), n, s) for n, s in enumerate(options, 1))])[2]
+
+
+def context_counts(
+    symbols: NDArray[Any], alphabet: int, scales: Scales
+) -> tuple[int, NDArray[np.int64]]:
+    """The lowest context that is well filled, and a histogram of symbols (contexts, alphabet)."""
+    rows = max(scales.rows.size, 1)
+    width = symbols.size // rows
+    joint = np.zeros((256, alphabet), dtype=np.int64)
+    for start, stop in _chunks((rows, width, 1)):
+        sums = scales.piece(start, stop).astype(np.int32) + 128
+        sums *= alphabet
+        sums += symbols[start * width : stop * width]
+        joint += np.bincount(sums, minlength=joint.size).reshape(joint.shape)
+    filled = joint.sum(axis=1).cumsum()
+    least = max(24, symbols.size >> 9)
+    low = int(np.searchsorted(filled, least))
+    high = int(np.searchsorted(filled, filled[-1] - least, side="right"))
+    low, high = min(low, high), min(max(low, high), low + _MOST_CONTEXTS - 1)
+    counts = joint[low : high + 1].copy()
+    counts[0] += joint[:low].sum(axis=0)
+    counts[-1] += joint[high + 1 :].sum(axis=0)
+    return low - 128, counts
+
+
+def _entropies(counts: NDArray[np.int64]) -> float:
+    """Bits of all symbols under the distribution of their context."""
+    totals = counts.sum(axis=1)
+    used, whole = counts[counts > 0].astype(float), totals[totals > 0].astype(float)
+    return float(whole @ np.log2(whole) - used @ np.log2(used))
+
+
+def _message(
+    symbols: NDArray[Any],
+    shape: tuple[int, int, int],
+    chosen: Chosen,
+    tables: list[NDArray[np.int64]],
+) -> bytes:
+    """All symbols as one ANS message, chunks of rows and in them contexts in their order."""
+    width, parts = shape[1] * shape[2], []
+    for start, stop in _chunks(shape):
+        part = symbols[start * width : stop * width]
+        if chosen.contexts > 1:
+            context = context_of(chosen.scales, chosen.low, chosen.contexts, start, stop)
+            part = part[np.argsort(context, kind="stable")]
+            ends = np.bincount(context, minlength=chosen.contexts).cumsum()
+        else:
+            ends = np.array([part.size])
+        begin = 0
+        for number, end in enumerate(ends.tolist()):
+            if end > begin and np.count_nonzero(tables[number]) > 1:
+                parts.append((part[begin:end], number))
+            begin = end
+    return ans.encode_parts(parts, tables)
+
+
+def _chunks(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
+    """Rows that are coded together."""
+    rows, width = shape[0], max(shape[1] * shape[2], 1)
+    each = max(1, _ROWS // width)
+    for start in range(0, rows, each):
+        yield start, min(start + each, rows)
+
+
+class ContextReader:
+    """Yields the symbols that `plan_contexts` wrote, in row-major order."""
+
+    def __init__(self, cursor: Cursor, alphabet: int, shape: tuple[int, ...]) -> None:
+        """Take the symbols of a tensor of this shape from the cursor."""
+        self._shape = grid_shape(shape)
+        self._scales = read_scales(cursor, self._shape)
+        bits = BitReader(cursor)
+        self._low, self._contexts = unzigzag(bits.golomb(3)), bits.golomb(2) + 1
+        if self._contexts > _MOST_CONTEXTS or abs(self._low) > 127 - _MOST_CONTEXTS:
+            raise FileError(f"{self._contexts} contexts from {self._low} on are not possible")
+        tables = read_tables(bits, self._contexts, alphabet)
+        size = bits.number(cursor.remaining)
+        bits.close()
+        self._coder = ans.PartsReader(cursor, size, tables)
+        self._chunks = _chunks(self._shape)
+        self._ready = np.zeros(0, dtype=np.int32)
+        self.coding = f"contexts{self._contexts}" if self._contexts > 1 else "contexts"
+
+    def read(self, count: int) -> NDArray[Any]:
+        """The next `count` symbols."""
+        parts, held = [self._ready], self._ready.size
+        while held < count:
+            parts.append(self._chunk(*next(self._chunks)))
+            held += parts[-1].size
+        joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        self._ready = joined[count:]
+        return joined[:count]
+
+    def _chunk(self, start: int, stop: int) -> NDArray[Any]:
+        size = (stop - start) * self._shape[1] * self._shape[2]
+        if self._contexts == 1:
+            return self._coder.read(0, size)
+        context = context_of(self._scales, self._low, self._contexts, start, stop)
+        order = np.argsort(context, kind="stable")
+        counts = np.bincount(context, minlength=self._contexts).tolist()
+        out = np.empty(size, dtype=np.int32)
+        out[order] = np.concatenate(
+            [self._coder.read(number, count) for number, count in enumerate(counts)]
+        )
+        return out
