@@ -2,6 +2,7 @@
 """The training loop: resumes exactly, averages, clips, stops early, and says what went wrong."""
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,21 @@ def test_one_step_of_plain_descent_is_the_closed_form() -> None:
         batch.minimise(F.mse_loss(batch.model(batch.inputs), batch.targets))
     gradient = 2 * (x @ w.T - y).T @ x / 4
     assert torch.allclose(model.weight, w - 0.1 * gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("stop", [None, 1])
+def test_nothing_of_the_training_stays_on_the_network(precision: Any, stop: int | None) -> None:
+    model = network()
+    own = model.forward
+    model.marker = "mine"  # type: ignore[assignment]
+    before = dict(vars(model))
+    run(model, dataclasses.replace(SETTINGS, precision=precision, epochs=1), stop=stop)
+    assert vars(model) == before | {"training": model.training}
+    assert model.forward == own
+    x = torch.randn(2, 6)
+    assert model.eval()(x).dtype == torch.float32
+    assert equal(copy.deepcopy(model), model)
 
 
 def test_clipping_bounds_the_step() -> None:

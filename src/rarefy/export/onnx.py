@@ -55,12 +55,12 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     Raises:
         ModelError: as `export_onnx`.
     """
-    from rarefy.export.capture import capture
     from rarefy.export.finished import finished
+    from rarefy.export.reuse import captured
     from rarefy.export.tidy import tidy
 
     check_names(example, inputs)
-    graph = tidy(capture(finished(model), example))
+    graph = tidy(captured(finished(model), example))
     foreign = sorted(
         {f"{n.domain}::{n.op_type}" for n in graph.graph.all_nodes() if n.domain not in STANDARD}
     )

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +77,8 @@ def train(
         for batch in train(model, task.batches("train"), Training(epochs=3)):
             batch.minimise(task.loss(call(batch.model, batch.inputs), batch.targets))
     """
-    from accelerate import Accelerator
-
     watch, device = watch or Watch(), next(model.parameters()).device
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=device.type == "cpu")
+    accelerator = accelerator_for(device, settings.precision)
     chosen: list[Tensor] = list(model.parameters() if parameters is None else parameters)
     optimiser = build_optimiser(chosen, settings)
     average = Average(model, settings.average) if settings.average else None
@@ -87,10 +86,12 @@ def train(
     run.load(watch)
     if isinstance(batches, DataLoader) and accelerator.num_processes > 1:
         batches = accelerator.prepare(batches)
-    wrapped, stepper = accelerator.prepare(model, optimiser)
-    descent = Descent(accelerator, wrapped, stepper, chosen, settings)
     total = steps_of(batches)
-    with bar(watch.label, total * settings.epochs) as advance:
+    with (
+        prepared(accelerator, model, optimiser) as (wrapped, stepper),
+        bar(watch.label, total * settings.epochs) as advance,
+    ):
+        descent = Descent(accelerator, wrapped, stepper, chosen, settings)
         advance(run.epoch * total)
         while run.epoch < settings.epochs and not run.stopped(settings):
             started, losses = time.monotonic(), torch.zeros((), device=device)
@@ -110,6 +111,32 @@ def train(
                 advance(1, f"epoch {run.epoch + 1}/{settings.epochs}")
             finish_epoch(run, watch, settings, float(losses) / total, time.monotonic() - started)
     conclude(run, watch)
+
+
+def accelerator_for(device: torch.device, precision: str) -> Any:
+    """Accelerate with this training's precision, whatever an earlier training in the process used."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the processes stay connected; the precision may differ
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+@contextmanager
+def prepared(
+    accelerator: Any, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> Iterator[tuple[nn.Module, Any]]:
+    """Network and optimiser as Accelerate runs them; afterwards the network is as it was, but trained."""
+    own = vars(model)
+    before = dict(own)
+    both = accelerator.prepare(model, optimiser)
+    changed = [name for name in own if name not in before or own[name] is not before[name]]
+    try:
+        yield both
+    finally:
+        for name in changed:
+            own.pop(name, None)
+        own |= {name: before[name] for name in changed if name in before}
 
 
 def steps_of(batches: Iterable[Any]) -> int:
