@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rarefy.distill.distill as page
 from rarefy.distill.distill import Distill, annealed
+from rarefy.distill.taught import Taught
+from rarefy.distill.teach import Plan
 from rarefy.errors import RecipeError
 from rarefy.step import Context
 from rarefy.task import Task
@@ -50,15 +52,18 @@ def test_outputs_that_are_no_classes() -> None:
 def test_defaults_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def watched(model: nn.Module, ctx: Context, settings: object, **options: object) -> nn.Module:
-        seen.append(options["alpha"])
-        return model
+    def watched(taught: Taught, ctx: Context, settings: object, plan: Plan, _: object) -> nn.Module:
+        seen.append((plan.alpha, len(plan.answers)))
+        return taught.student
 
-    monkeypatch.setattr(page, "repair", watched)
+    monkeypatch.setattr(page, "teach", watched)
     for labelled in (True, False):
         Distill().apply(network(0), context(labelled))
     Distill(alpha=0.2).apply(network(0), context())
-    assert seen == [0.7, 1.0, 0.2]
+    Distill(loss="relations").apply(network(0), context())
+    Distill(loss="relations").apply(network(0), context(labelled=False))
+    Distill(loss=("relations", "logits")).apply(network(0), context())
+    assert seen == [(0.7, 1), (1.0, 1), (0.2, 1), (0.0, 0), (1.0, 0), (0.7, 1)]
 
 
 def test_needs() -> None:

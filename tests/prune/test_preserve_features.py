@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rarefy.prune.preserve_features import (
-    PreserveFeatures,
-    attention,
-    cut_layers,
-    feature_loss,
-    features,
-    similarity,
-)
+from rarefy.loops.features import features
+from rarefy.loops.losses import alike_loss, attention, similarity
+from rarefy.prune.preserve_features import PreserveFeatures, cut_layers
 from rarefy.prune.prune_channels import PruneChannels
 from rarefy.step import Context
 from rarefy.task import Task
@@ -33,8 +28,8 @@ def test_the_loss_is_zero_for_the_same_features_at_any_scale(
     shape: tuple[int, ...], seed: int, scale: float
 ) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    assert float(feature_loss(x, x)) == 0
-    assert float(feature_loss(scale * x, x)) == pytest.approx(0, abs=1e-9)
+    assert float(alike_loss(x, x)) == 0
+    assert float(alike_loss(scale * x, x)) == pytest.approx(0, abs=1e-9)
 
 
 def test_views_by_hand() -> None:
@@ -43,9 +38,9 @@ def test_views_by_hand() -> None:
     rows = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
     assert torch.allclose(similarity(rows), torch.tensor([[0.6, 0.8], [0.6, 0.8]]))
     wide, narrow = torch.randn(3, 8, 4, 4), torch.randn(3, 5, 4, 4)
-    assert 0 < float(feature_loss(narrow, wide)) < 4
+    assert 0 < float(alike_loss(narrow, wide)) < 4
     twice = torch.cat([narrow, narrow], 1)  # a channel that is there twice changes no map
-    assert float(feature_loss(twice, narrow)) == pytest.approx(0, abs=1e-9)
+    assert float(alike_loss(twice, narrow)) == pytest.approx(0, abs=1e-9)
 
 
 def cut_half(model: nn.Module, task: Task) -> tuple[nn.Module, Context]:
@@ -65,7 +60,7 @@ def gap(small: nn.Module, teacher: nn.Module, task: Task) -> float:
     x = next(iter(task.batches("validation")))[0]
     with torch.no_grad(), features(small, names) as mine, features(teacher, names) as theirs:
         small(x), teacher(x)
-        return sum(float(feature_loss(mine[n], theirs[n])) for n in names) / len(names)
+        return sum(float(alike_loss(mine[n], theirs[n])) for n in names) / len(names)
 
 
 def test_features_come_nearer_without_labels(digits: tuple[nn.Module, Task]) -> None:

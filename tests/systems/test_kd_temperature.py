@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarefy.distill.distill import Distill
@@ -54,23 +54,23 @@ def test_at_temperature_one_it_is_cross_entropy_with_soft_labels(
 def test_the_schedule_is_logged_and_followed(
     digits: tuple[nn.Module, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rarefy.loops.repair as loop
+    import rarefy.distill.distill as page
 
     model, task = digits
-    teacher, real, used = copy.deepcopy(model), loop.loss_of, []
+    teacher, real, used = copy.deepcopy(model), page.imitation_loss, []
 
-    def watched(batch, task, teacher, alpha, temperature, imitate):  # type: ignore[no-untyped-def]
-        used.append((batch.progress, temperature))
-        return real(batch, task, teacher, alpha, temperature, imitate)
+    def watched(student: Tensor, answers: Tensor, temperature: float) -> Tensor:
+        used.append(temperature)
+        return real(student, answers, temperature)
 
-    monkeypatch.setattr(loop, "loss_of", watched)
+    monkeypatch.setattr(page, "imitation_loss", watched)
     ctx = context(teacher, task)
     step = Distill(epochs=3, rate=0.01, temperature=4.0, temperature_schedule="annealed")
     step.apply(model, ctx)
     assert [row["temperature"] for row in ctx.record["training"]] == pytest.approx([4.0, 3.0, 2.0])
-    assert [t for _, t in used] == pytest.approx([4 - 3 * p for p, _ in used])
-    assert used[0] == (0.0, 4.0)
-    assert 1 < used[-1][1] < 1.1
+    steps = len(used)
+    assert used == pytest.approx([4 - 3 * n / steps for n in range(steps)])
+    assert 1 < used[-1] < 1.1
     steady = context(teacher, task)
     Distill(epochs=1, rate=0.01, temperature=5.0).apply(copy.deepcopy(teacher), steady)
     assert [row["temperature"] for row in steady.record["training"]] == [5.0]

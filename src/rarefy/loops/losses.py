@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network loses when it answers differently from its teacher: pure functions on outputs."""
+"""What a network loses when it answers or sees differently from its teacher: pure functions on tensors."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -39,3 +39,56 @@ def imitation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -
     """`soft_target_loss` for class scores (B, 2 or more), `logit_loss` for outputs of other shapes."""
     classes = student.dim() == 2 and student.shape[1] > 1
     return (soft_target_loss if classes else logit_loss)(student, teacher, temperature)
+
+
+def cosine_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """1 - cosine of the outputs, a mean over the examples; for embeddings. The temperature plays no part.
+
+    Args:
+        student, teacher: (B, d, …), compared as vectors.
+    """
+    pair = (x.float().flatten(1) for x in (student, teacher))
+    return 1 - F.cosine_similarity(*pair, dim=1).mean()
+
+
+def attention(x: Tensor) -> Tensor:
+    """Σ_c x² at every position, each example's map of length one: (B, C, *space) to (B, positions)."""
+    return F.normalize(x.float().square().sum(1).flatten(1), dim=1)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of attention maps, a mean over the examples; channels may differ in number.
+
+    Zagoruyko, Komodakis: Paying More Attention to Attention, 2017, arXiv 1612.03928, equation 2.
+
+    Args:
+        student, teacher: (B, C, *space).
+    """
+    return (attention(student) - attention(teacher)).square().sum(1).mean()
+
+
+def similarity(x: Tensor) -> Tensor:
+    """How alike the examples of a batch are, each row of length one: (B, …) to (B, B)."""
+    rows = x.float().flatten(1)
+    return F.normalize(rows @ rows.mT, dim=1)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the rows that tell how alike examples are, a mean over the examples.
+
+    Tung, Mori: Similarity-Preserving Knowledge Distillation, 2019, arXiv 1907.09682, equation 4 times B.
+
+    Args:
+        student, teacher: (B, …), of any sizes.
+    """
+    return (similarity(student) - similarity(teacher)).square().sum(1).mean()
+
+
+def alike_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """`attention_loss` of maps (three axes or more), `similarity_loss` of vectors.
+
+    Args:
+        student, teacher: (B, C, …); C may differ.
+    """
+    compare = attention_loss if student.dim() > 2 else similarity_loss
+    return compare(student, teacher)

@@ -7,60 +7,21 @@ Komodakis: Paying More Attention to Attention, 2017, arXiv 1612.03928), vectors 
 batch are (Tung, Mori: Similarity-Preserving Knowledge Distillation, 2019, arXiv 1907.09682).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from rarefy.loops.features import Features, features
+from rarefy.loops.losses import alike_loss
 from rarefy.loops.modes import evaluating
 from rarefy.loops.training import DescentStep
 from rarefy.prune.penalised import train_penalised
 from rarefy.step import Context
-from rarefy.task import Inputs, call, move, tensors_of
-
-Features = dict[str, Tensor]
-
-
-def attention(x: Tensor) -> Tensor:
-    """Σ_c x² at every position, each example's map of length one: (B, C, *space) to (B, positions)."""
-    return F.normalize(x.float().square().sum(1).flatten(1), dim=1)
-
-
-def similarity(x: Tensor) -> Tensor:
-    """How alike the examples of a batch are, each row of length one: (B, …) to (B, B)."""
-    rows = x.float().flatten(1)
-    return F.normalize(rows @ rows.mT, dim=1)
-
-
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of attention maps (three axes or more) or of similarities, a mean over the examples.
-
-    Args:
-        student, teacher: (B, C, …); C may differ.
-    """
-    view = attention if student.dim() > 2 else similarity
-    return (view(student) - view(teacher)).square().sum(1).mean()
-
-
-@contextmanager
-def features(model: nn.Module, names: Sequence[str]) -> Iterator[Features]:
-    """Whatever modules gave in the latest run, by name; kept up to date inside the block."""
-    found: Features = {}
-
-    def keep(name: str, output: Any) -> None:
-        found[name] = tensors_of(output)[0]
-
-    with ExitStack() as stack:
-        for name in names:
-            module = model.get_submodule(name)
-            hook = module.register_forward_hook(lambda _, __, y, name=name: keep(name, y))
-            stack.callback(hook.remove)
-        yield found
+from rarefy.task import Inputs, call, move
 
 
 @torch.no_grad()
@@ -97,8 +58,8 @@ class FeatureGap:
     strength: float
 
     def term(self, progress: float) -> Tensor:
-        """strength · the mean of `feature_loss` over the layers."""
-        losses = [feature_loss(x, self.teacher[name]) for name, x in self.student.items()]
+        """strength · the mean of `alike_loss` over the layers."""
+        losses = [alike_loss(x, self.teacher[name]) for name, x in self.student.items()]
         return self.strength * torch.stack(losses).mean()
 
     def shrink(self, rate: float, progress: float) -> None:
