@@ -52,6 +52,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparsify": {"strength": 0.05, "epochs": 1, "rate": 0.05},
     "eagle-eye": {"candidates": 2, "sparsity": 0.3},
     "preserve-features": {"epochs": 1},
+    "distill-without-data": {"epochs": 1, "examples": 64, "batch": 32, "steps": 5},
+    "distill-generator": {"epochs": 1},
+    "mutual-learning": {"epochs": 1},
     "prune-transformer": {"examples": 128},
 }
 

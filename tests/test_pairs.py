@@ -43,39 +43,47 @@ STEPS: dict[str, dict[str, object]] = {
     "eagle-eye": {"candidates": 1, "sparsity": 0.3},
     "preserve-features": {"epochs": 1},
     "prune-transformer": {"examples": 64},
+    "mutual-learning": {"epochs": 1},
+    "distill-generator": {"epochs": 1},
+    "distill-without-data": {"epochs": 1, "examples": 32, "batch": 32, "steps": 3},
 }
-# Columns: the second step, in the order of the rows. "x": may follow; ".": refused.
+# Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
+# refused.
 TABLE = """
-                   pw pc ft rn di sw vq hw fp i8 hp fz ch th lc mn sn dn pl ld sp ee pf pt
-prune-weights       x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x  x  x  x  .
-prune-connections   x  x  x  x  x  x  x  .  x  x  x  .  x  .  .  .  .  .  x  x  x  x  x  .
-finetune            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-reestimate-norms    x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-distill             x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-share-weights       .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
-vector-quantization .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
-hash-weights        .  .  x  x  x  x  x  .  x  x  x  .  .  .  .  .  .  .  x  x  .  .  x  .
-fixed-point         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-static-int8         .  .  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-half-precision      .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
-factorize           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-thinet              x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-lasso-channels      x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-merge-neurons       x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-similar-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-diverse-neurons     x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-layers        x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-layer-drop          x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-sparsify            x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-eagle-eye           x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-preserve-features   x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
-prune-transformer   x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x  x
+                     ppfrdsvhfihfctlmsdplseppmdd
+                     wctniwqwp8pzhhcnnnldpeftlgw
+prune-weights        xxxxxxx.xxx.x.....xxxxx.xxx
+prune-connections    xxxxxxx.xxx.x.....xxxxx.xxx
+finetune             xxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms     xxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill              xxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights        ..xxxxx.xxx.......xx..x.xxx
+vector-quantization  ..xxxxx.xxx.......xx..x.xxx
+hash-weights         ..xxxxx.xxx.......xx..x.xxx
+fixed-point          ...x.......................
+static-int8          ...x.......................
+half-precision       ...........................
+factorize            xxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels       xxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet               xxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels       xxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons        xxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons      xxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons      xxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers         xxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop           xxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify             xxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye            xxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features    xxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer    xxxxxxxxxxxxxxxxxxxxxxxxxxx
+mutual-learning      xxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator    xxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data xxxxxxxxxxxxxxxxxxxxxxxxxxx
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"
-    for line in TABLE.strip().splitlines()[1:]
-    for second, mark in zip(STEPS, line.split()[1:], strict=True)
+    for line in TABLE.strip().splitlines()[2:]
+    for second, mark in zip(STEPS, line.split()[1], strict=True)
 }
 
 

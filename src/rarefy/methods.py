@@ -21,7 +21,19 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "distill": (
         "rarefy.distill.distill:Distill",
-        "train on the softened answers of the untouched original",
+        "learn answers, features and attention from the original or from several other teachers",
+    ),
+    "mutual-learning": (
+        "rarefy.distill.mutual:MutualLearning",
+        "several copies learn together and from each other, without a trained teacher (Zhang et al. 2018)",
+    ),
+    "distill-generator": (
+        "rarefy.distill.generator:DistillGenerator",
+        "a small generator of pictures learns from two larger ones that learn on meanwhile (Ren et al. 2021)",
+    ),
+    "distill-without-data": (
+        "rarefy.synthesize.without_data:DistillWithoutData",
+        "inputs are made from recorded activations or batch norms, and answers learnt (Lopes et al. 2017)",
     ),
     "share-weights": (
         "rarefy.quantize.share_weights:ShareWeights",
