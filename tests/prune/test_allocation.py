@@ -3,12 +3,14 @@
 
 import math
 from statistics import NormalDist
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rarefy.prune import allocation
 from rarefy.prune.allocation import (
     allocate,
     deviation,
@@ -75,10 +77,23 @@ def test_ties_are_broken_by_index_over_layers() -> None:
 def test_lamp_by_hand_and_the_layers_largest_is_one() -> None:
     scores = lamp_scores(torch.tensor([[1.0, -1.0], [3.0, 2.0]]).abs())
     expected = [[1 / 14, 1 / 15], [1.0, 4 / 13]]
-    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(scores, torch.tensor(expected))
     for w in weights():
         assert float(lamp_scores(w.abs()).max()) == 1.0
         assert float(lamp_scores(torch.ones_like(w)).max()) == 1.0  # ties or not
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 1.0, 1e-20, 3e20, 7.0]), min_size=1, max_size=40))
+def test_lamp_is_its_formula_with_ties_ranked_by_index(values: list[float]) -> None:
+    with mock.patch.object(allocation, "BLOCK", 7):  # so that blocks meet
+        found = lamp_scores(torch.tensor(values))
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    total, expected = 0.0, [0.0] * len(values)
+    for i in order:
+        square = float(torch.tensor(values[i]).double()) ** 2
+        total += square
+        expected[i] = square / total if total else 0.0
+    assert torch.allclose(found, torch.tensor(expected), rtol=1e-6, atol=0)
 
 
 def test_lamp_leaves_a_weight_in_every_layer() -> None:
@@ -153,6 +168,6 @@ def test_normalised_layers_are_comparable() -> None:
 
 def test_equal_layers_get_equal_shares_by_every_rule() -> None:
     w = [torch.randn(20, 20, generator=torch.Generator().manual_seed(0))] * 2
-    for allocation in ALLOCATIONS:
-        a, b = allocate(allocation, [x.abs() for x in w], w, 0.7)
+    for rule in ALLOCATIONS:
+        a, b = allocate(rule, [x.abs() for x in w], w, 0.7)
         assert abs(int(a.sum()) - int(b.sum())) <= 1

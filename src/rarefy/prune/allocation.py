@@ -15,6 +15,9 @@ from torch import Tensor
 from rarefy.prune.threshold import each, keep_most
 from rarefy.store.mapped import aside
 
+BLOCK = 1 << 20  # scores that are worked on together
+INDEX = (1 << 32) - 1
+
 
 def keep_largest(scores: Tensor, keep: int) -> Tensor:
     """A mask of the `keep` largest scores, whatever the shape; ties go to the lower index."""
@@ -43,13 +46,34 @@ def lamp_scores(scores: Tensor) -> Tensor:
     Compared over all layers they prune where the layer's output suffers least. Lee, Park, Mo, Ahn, Shin:
     Layer-adaptive sparsity for the Magnitude-based Pruning, 2021, arXiv 2010.07611, equation 4.
     """
-    squares = scores.flatten().double().clamp(min=0).square_()
-    ranked = squares.argsort(descending=True, stable=True)
-    shares = squares[ranked]
-    from_top = shares.cumsum(0)
-    shares /= from_top.masked_fill_(from_top <= 0, 1.0)
-    result = squares.index_put_((ranked,), shares).view(scores.shape)
-    return result.masked_fill_(scores < 0, -1.0)
+    shares = (
+        scores.flatten().float().clamp(min=0).abs_()
+    )  # a copy; each is overwritten by its share
+    ranked, above = descending(shares), 0.0
+    for keys in ranked.split(BLOCK):
+        places = keys & INDEX
+        squares = shares[places].double().square_()
+        from_top = squares.cumsum(0).add_(above)
+        above = float(from_top[-1])
+        shares[places] = squares.div_(from_top.masked_fill_(from_top <= 0, 1.0)).float()
+    return shares.view(scores.shape).masked_fill_(scores < 0, -1.0)
+
+
+def descending(values: Tensor) -> Tensor:
+    """Integers whose low 32 bits are the places of float32 values, none negative, the largest value first.
+
+    Equal values keep their order. The bits of such floats rise with their values, so one sort of value and
+    place together does, in half the memory that `torch.argsort` takes.
+    """
+    keys = values.view(torch.int32).long()
+    for i, block in enumerate(keys.split(BLOCK)):
+        start = i * BLOCK
+        block.neg_().add_(INDEX >> 1).bitwise_left_shift_(32)
+        block += torch.arange(start, start + len(block), device=keys.device)
+    if keys.device.type != "cpu":
+        return keys.sort().values
+    keys.numpy().sort()
+    return keys
 
 
 def normalised(scores: Tensor) -> Tensor:
