@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "distill-generator": {"epochs": 1},
     "mutual-learning": {"epochs": 1},
     "prune-transformer": {"examples": 128},
+    "quantization-aware-training": {"bits": 4, "epochs": 1},
 }
 
 

@@ -43,6 +43,7 @@ STEPS: dict[str, dict[str, object]] = {
     "eagle-eye": {"candidates": 1, "sparsity": 0.3},
     "preserve-features": {"epochs": 1},
     "prune-transformer": {"examples": 64},
+    "quantization-aware-training": {"epochs": 1, "examples": 64},
     "mutual-learning": {"epochs": 1},
     "distill-generator": {"epochs": 1},
     "distill-without-data": {"epochs": 1, "examples": 32, "batch": 32, "steps": 3},
@@ -50,35 +51,36 @@ STEPS: dict[str, dict[str, object]] = {
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                     ppfrdsvhfihfctlmsdplseppmdd
-                     wctniwqwp8pzhhcnnnldpeftlgw
-prune-weights        xxxxxxx.xxx.x.....xxxxx.xxx
-prune-connections    xxxxxxx.xxx.x.....xxxxx.xxx
-finetune             xxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms     xxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill              xxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights        ..xxxxx.xxx.......xx..x.xxx
-vector-quantization  ..xxxxx.xxx.......xx..x.xxx
-hash-weights         ..xxxxx.xxx.......xx..x.xxx
-fixed-point          ...x.......................
-static-int8          ...x.......................
-half-precision       ...........................
-factorize            xxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels       xxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet               xxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels       xxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons        xxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons      xxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons      xxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers         xxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop           xxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify             xxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye            xxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features    xxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer    xxxxxxxxxxxxxxxxxxxxxxxxxxx
-mutual-learning      xxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator    xxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data xxxxxxxxxxxxxxxxxxxxxxxxxxx
+                            ppfrdsvhfihfctlmsdplseppqmdd
+                            wctniwqwp8pzhhcnnnldpeftalgw
+prune-weights               xxxxxxx.xxx.x.....xxxxx.xxxx
+prune-connections           xxxxxxx.xxx.x.....xxxxx.xxxx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxx.......xx..x..xxx
+vector-quantization         ..xxxxx.xxx.......xx..x..xxx
+hash-weights                ..xxxxx.xxx.......xx..x..xxx
+fixed-point                 ...x........................
+static-int8                 ...x........................
+half-precision              ............................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x........................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxx
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

@@ -55,6 +55,14 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.static_int8:StaticInt8",
         "8-bit integer weights and activations, ranges from calibration data",
     ),
+    "auto-int8": (
+        "rarefy.quantize.auto_int8:AutoInt8",
+        "static int8 in which the layers that hurt most go back to float until a loss bound holds",
+    ),
+    "quantization-aware-training": (
+        "rarefy.quantize.quantization_aware_training:QuantizationAwareTraining",
+        "train through the rounding of weights and activations to 2 to 8 bits: LSQ, PACT, straight-through",
+    ),
     "half-precision": (
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
