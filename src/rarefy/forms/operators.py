@@ -19,7 +19,7 @@ def fake_quantize(
     Size Quantization, 2020, arXiv 1902.08153, equation 3). An `axis` of -1 means one scale for all.
     """
     s, z = spread(x, scale, zero_point, axis)
-    return ((torch.round(x / s) + z).clamp(low, high) - z) * s
+    return (x / s).round_().add_(z).clamp_(low, high).sub_(z).mul_(s)
 
 
 @fake_quantize.register_fake
@@ -45,14 +45,12 @@ def straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point = ctx.saved_tensors
     axis, low, high = ctx.settings
     s, z = spread(x, scale, zero_point, axis)
-    position = x / s + z
-    inside = (position >= low) & (position <= high)
+    position = (x / s).add_(z)
+    code = position.clamp(low, high)
+    inside = code == position
     to_scale = None
     if ctx.needs_input_grad[1]:
-        share = (
-            torch.where(inside, position.round() - position, position.clamp(low, high) - z)
-            * gradient
-        )
+        share = code.round_().sub_(torch.where(inside, position, z)).mul_(gradient)
         others = [i for i in range(x.dim()) if i != axis]
         to_scale = share.sum() if axis < 0 else share.sum(others)
         to_scale = to_scale.view(scale.shape)
