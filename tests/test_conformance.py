@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hash-weights": {"epochs": 1, "start": "projected"},
     "fixed-point": {"bits": 4},
     "static-int8": {},
+    "auto-int8": {"loss": 0.05},
     "half-precision": {},
     "factorize": {"fit": "outputs", "repair": "least-squares"},
     "thinet": {"sparsity": 0.5, "epochs": 1},

@@ -29,6 +29,7 @@ STEPS: dict[str, dict[str, object]] = {
     "hash-weights": {"epochs": 1, "start": "projected"},
     "fixed-point": {},
     "static-int8": {},
+    "auto-int8": {"loss": 1.0},
     "half-precision": {},
     "factorize": {"rank": 2},
     "prune-channels": {"sparsity": 0.5},
@@ -51,36 +52,37 @@ STEPS: dict[str, dict[str, object]] = {
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfihfctlmsdplseppqmdd
-                            wctniwqwp8pzhhcnnnldpeftalgw
-prune-weights               xxxxxxx.xxx.x.....xxxxx.xxxx
-prune-connections           xxxxxxx.xxx.x.....xxxxx.xxxx
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxx.......xx..x..xxx
-vector-quantization         ..xxxxx.xxx.......xx..x..xxx
-hash-weights                ..xxxxx.xxx.......xx..x..xxx
-fixed-point                 ...x........................
-static-int8                 ...x........................
-half-precision              ............................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x........................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxx
+                            ppfrdsvhfiahfctlmsdplseppqmdd
+                            wctniwqwp88pzhhcnnnldpeftalgw
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx
+fixed-point                 ...x.........................
+static-int8                 ...x.........................
+auto-int8                   ...x.........................
+half-precision              .............................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x.........................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

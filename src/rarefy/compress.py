@@ -82,6 +82,7 @@ def run_recipe(
     budget: Budget | None = None,
     cache: Path | None = None,
     names: tuple[str, str] | None = None,
+    runtime: str = "onnxruntime",
 ) -> Result:
     """Applies the steps of `recipe` to a copy of `model` and exports the result.
 
@@ -94,6 +95,7 @@ def run_recipe(
         cache: folder of finished stages. A run that was cut short goes on after the last of them; None
             keeps nothing.
         names: how model and task are called in reports.
+        runtime: in which the result is proven and timed.
 
     Raises:
         RarefyError: bad input, before the first step where possible.
@@ -105,11 +107,11 @@ def run_recipe(
     was_training = model.training
     model.eval()
     try:
-        stages, last = run_steps(model, task, recipe, seed, folder)
+        stages, last = run_steps(model, task, recipe, seed, folder, runtime)
         bake(last, lambda module: move_to_files(module, folder))
         give_back()
         evidence = Evidence(
-            model, last, task, [s.program for s in stages], [s.facts for s in stages]
+            model, last, task, [s.program for s in stages], [s.facts for s in stages], runtime
         )
         artefact = Artefact.make(
             stages[-1].program, folder / f"result-{stages[-1].key}", recipe.coder
@@ -163,10 +165,12 @@ def step_seed(seed: int, number: int) -> int:
 
 
 def run_steps(
-    original: nn.Module, task: Task, recipe: Recipe, seed: int, folder: Path
+    original: nn.Module, task: Task, recipe: Recipe, seed: int, folder: Path, runtime: str
 ) -> tuple[list[Stage], nn.Module]:
     """Runs what is not cached; returns all stages with the baseline first, and the last network, unbaked."""
     versions = f"{rarefy.__version__} {torch.__version__}"
+    if runtime != "onnxruntime":  # steps may suit their network to it
+        versions += f" {runtime}"
     root = model_key(original, task.identity(), str(seed), versions)
     stage = open_stage(folder, root, "baseline")
     if not stage.finished:
@@ -182,7 +186,7 @@ def run_steps(
         if current is None:
             current = copy_to_files(original, folder) if number == 1 else before.load(original)
         context = Context(
-            task, original, device, step_seed(seed, number), {}, stage.working_folder()
+            task, original, device, step_seed(seed, number), {}, stage.working_folder(), runtime
         )
         current, seconds = apply_step(step, current, context)
         move_to_files(current, folder)

@@ -36,6 +36,7 @@ class Context:
         seed: this step's own seed.
         record: what the step wants to be remembered: training curves, chosen ranks, notes.
         folder: where an interrupted training leaves its checkpoint, or None.
+        runtime: in which the result will run.
     """
 
     task: "Task"
@@ -44,6 +45,7 @@ class Context:
     seed: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from rarefy.errors import FileError, ModelError
 from rarefy.export.onnxruntime import OnnxRuntime
-from rarefy.export.session import could_saturate, sentence
+from rarefy.export.overflow import could_saturate
+from rarefy.export.session import sentence
 from rarefy.export.threads import default_threads
 
 

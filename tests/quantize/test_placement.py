@@ -94,12 +94,27 @@ def test_what_only_moves_values_shares_their_scale() -> None:
 
 def test_padding_copies_in_floats_but_shares_the_scale() -> None:
     def padded(net: Net, x: Tensor, value: float = 0.0) -> Tensor:
-        y = net.a(x).relu()[:, :, ::2]
-        return net.fc(net.b(F.pad(y, (1, 1), value=value)).mean((2, 3)))
+        y = F.pad(net.a(x).relu(), (1, 1), value=value)
+        return net.b(y) + F.avg_pool2d(y, 1)[:, :1]
 
     assert (":relu#0", ":pad#0") in placed(padded).groups
     ones = placed(lambda net, x: padded(net, x, 1.0))
     assert ones.groups[1:3] == ((":relu#0",), (":pad#0",))
+
+
+def test_padding_becomes_a_part_of_the_convolutions_that_read_it() -> None:
+    def padded(net: Net, x: Tensor, *how: object) -> Tensor:
+        return net.b(F.pad(net.a(x).relu(), (0, 1, 0, 1), *how)).square()
+
+    assert sites(placed(padded)) == ["input#0", ":relu#0", "b:conv2d#0"]
+    for how in (("constant", 1.0), ("reflect",)):
+        found = placed(lambda net, x, how=how: padded(net, x, *how))
+        assert sites(found) == ["input#0", ":relu#0", ":pad#0", "b:conv2d#0"]
+    # cut off, or read by something else than a convolution, it stays an operator
+    found = placed(lambda net, x: net.b(F.pad(net.a(x), (0, -1))).square())
+    assert ":pad#0" in sites(found)
+    found = placed(lambda net, x: net.b(y := F.pad(net.a(x), (1, 1))).square().sum() + y.sum())
+    assert ("a:conv2d#0", ":pad#0") in found.groups
 
 
 def test_concatenation_shares_a_scale_with_inputs_that_it_alone_reads() -> None:

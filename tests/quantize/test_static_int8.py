@@ -18,7 +18,8 @@ from rarefy.forms.mask import set_mask
 from rarefy.forms.shadow import find
 from rarefy.forms.snapshot import restore, snapshot
 from rarefy.measure.quality import evaluate
-from rarefy.quantize.static_int8 import StaticInt8, weight_scale
+from rarefy.quantize.int8_weights import weight_scale
+from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context
 from rarefy.task import Task
 from rarefy.zoo.models import load_model
@@ -101,7 +102,9 @@ def test_codes_use_the_narrow_range_and_keep_pruned_zeros(bits, digits) -> None:
     model, task = digits
     set_mask(model.fc1, model.fc1.weight.abs() > 0.05)
     pruned = model.fc1.weight == 0
-    found = StaticInt8(bits=bits, examples=64).apply(model, context_of(task, model))
+    found = StaticInt8(bits=bits, overflow="allow", examples=64).apply(
+        model, context_of(task, model)
+    )
     codes = found.fc1.parametrizations.weight.original
     reach = 2 ** (bits - 1) - 1
     assert codes.dtype == torch.int8

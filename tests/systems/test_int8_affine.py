@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rarefy.forms.grid import Grid, from_codes, grid_for_range, to_codes
 from rarefy.measure.quality import evaluate
-from rarefy.quantize.static_int8 import StaticInt8, weight_scale
+from rarefy.quantize.int8_weights import weight_scale
+from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context
 
 GRIDS = [

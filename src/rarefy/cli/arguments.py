@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rarefy.errors import RarefyError, nearest
-
-RUNTIMES = ("onnxruntime",)
+from rarefy.export.runtimes import check_runtime
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -68,7 +66,7 @@ Weights = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Runtime = Annotated[str, typer.Option(help="Where the result runs: onnxruntime.")]
+Runtime = Annotated[str, typer.Option(help="Where the result runs: onnxruntime, openvino.")]
 
 
 def say(text: str) -> None:
@@ -84,5 +82,4 @@ def check_names(model: str, task: str, runtime: str = "onnxruntime") -> None:
     if kind == "zoo":
         models.zoo_entry(rest)
     tasks.split_spec(task)
-    if runtime not in RUNTIMES:
-        raise RarefyError(f"there is no runtime '{runtime}'{nearest(runtime, RUNTIMES)}")
+    check_runtime(runtime)

@@ -67,7 +67,7 @@ def compress(
         recipe_text(recipe)
     limits = Budget.parse(budget) if budget is not None else None
     with output_folder(out):
-        result = run_compression(model, task, weights, recipe, limits, seed, out)
+        result = run_compression((model, task), weights, recipe, limits, runtime, seed, out)
     if json_:
         print(json.dumps(result.document, indent=1))
     else:
@@ -81,11 +81,11 @@ def compress(
 
 
 def run_compression(
-    model: str,
-    task: str,
+    names: tuple[str, str],
     weights: Path | None,
     recipe: str | None,
     budget: Any,
+    runtime: str,
     seed: int,
     out: Path,
 ) -> Any:
@@ -96,10 +96,17 @@ def run_compression(
     from rarefy.zoo.tasks import load_task
 
     chosen = load_recipe(recipe) if recipe is not None else None
-    network = load_model(model, weights)
-    data = load_task(task, network)
+    network = load_model(names[0], weights)
+    data = load_task(names[1], network)
     result = run(
-        network, data, chosen, budget=budget, seed=seed, cache=out / STAGES, names=(model, task)
+        network,
+        data,
+        chosen,
+        budget=budget,
+        runtime=runtime,
+        seed=seed,
+        cache=out / STAGES,
+        names=names,
     )
     result.save(out)
     return result
@@ -117,7 +124,7 @@ def measure(
     from rarefy.report.measured import measure_anything
     from rarefy.report.terminal import show_stages
 
-    stage = measure_anything(model, task, weights)
+    stage = measure_anything(model, task, weights, runtime)
     if json_:
         print(json.dumps(stage, indent=1))
     else:
@@ -153,4 +160,4 @@ def export(
     from rarefy.report.measured import export_network
 
     with output_folder(out):
-        print(export_network(model, task, weights, out))
+        print(export_network(model, task, weights, out, runtime))

@@ -18,7 +18,7 @@ from rarefy.store.replacing import replacing
 from rarefy.task import Task
 
 PROGRAM, ARCHIVE, RECIPE, DOCUMENT = "model.onnx", "model.rfy", "recipe.yaml", "measurements.json"
-VOLATILE = ("latency_ms", "memory_bytes", "seconds")
+VOLATILE = ("latency_ms", "latency_batches", "memory_bytes", "seconds")
 
 
 def write_program(model: nn.Module, task: Task, path: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rarefy.export.difference import Difference
 from rarefy.export.inputs import first_examples
 from rarefy.export.onnx import graph_of
-from rarefy.export.onnxruntime import OnnxRuntime
+from rarefy.export.runner import Runner
 from rarefy.forms.activations import CHILD, ActivationQuantizer, quantizers_of
 from rarefy.loops.modes import device_of
 from rarefy.task import Inputs, call, move, tensors_of
@@ -25,7 +25,7 @@ EXAMPLES = 4
 
 
 def first_diverging_layer(
-    model: nn.Module, runtime: OnnxRuntime, inputs: Inputs, *, tolerance: float, noise: float
+    model: nn.Module, runtime: Runner, inputs: Inputs, *, tolerance: float, noise: float
 ) -> str | None:
     """Path of the module where network and program part, or None where that can't be told.
 
@@ -48,7 +48,7 @@ def first_diverging_layer(
 
 def locate(
     model: nn.Module,
-    runtime: OnnxRuntime,
+    runtime: Runner,
     inputs: Inputs,
     values: dict[str, str],
     tolerance: float,
@@ -87,17 +87,12 @@ def jump(errors: dict[str, float], tolerance: float, noise: float) -> str | None
 
 
 def layer_errors(
-    runtime: OnnxRuntime, inputs: Inputs, wanted: dict[str, str], reference: dict[str, Tensor]
+    runtime: Runner, inputs: Inputs, wanted: dict[str, str], reference: dict[str, Tensor]
 ) -> dict[str, float]:
     """For every module's path the largest difference of its output, as a fraction of its range."""
     if not wanted:
         return {}
-    probe = OnnxRuntime(
-        runtime.program,
-        threads=runtime.threads,
-        outputs=list(wanted.values()),
-        exact=runtime.exact,
-    )
+    probe = runtime.probe(list(wanted.values()))
     results = dict(zip(probe.output_names, tensors_of((call(probe, inputs),)), strict=True))
     errors = {}
     for path, name in wanted.items():

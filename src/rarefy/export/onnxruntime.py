@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import ModelError
+from rarefy.export.overflow import could_saturate
+from rarefy.export.runner import Runner, Slot, fixed_batch
 from rarefy.export.session import (
     Program,
-    could_saturate,
     large,
     open_large,
     open_session,
@@ -24,48 +25,30 @@ from rarefy.export.session import (
     write_optimised,
 )
 from rarefy.export.threads import default_threads
-from rarefy.task import Inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-TYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(double)": torch.float64,
-    "tensor(int64)": torch.int64,
-    "tensor(int32)": torch.int32,
-    "tensor(int16)": torch.int16,
-    "tensor(int8)": torch.int8,
-    "tensor(uint8)": torch.uint8,
-    "tensor(bool)": torch.bool,
-}
 INTEGER_NODES = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention",
 }  # fmt: skip
 
 
-class OnnxRuntime:
-    """A program that answers like the network: tensors in, tensors out.
-
-    It is called with a tensor, with several, with a tuple or a mapping of them; one output comes back as a
-    tensor, several as a tuple. Inputs are cast to the declared types (an integer where a float is wanted, a
-    double where a single one is). A file with a fixed batch size takes any batch: it is cut into pieces, the
-    last one padded.
+class OnnxRuntime(Runner):
+    """A program in ONNX Runtime; how it is called is said in `rarefy.export.runner`.
 
     Args:
         program: a model, its bytes, or the path of a file.
         threads: of the session; default: torch's number of threads, at most the cores that are there.
         outputs: names of intermediate values to return after the file's own outputs.
-        exact: whether int8 weights beyond +-64 are multiplied as uint8 where the processor would cut off the
-            sum of two products at 32,767 (x86 without VNNI). ONNX Runtime's own default is to cut off: pass
-            False to see what a user gets who doesn't set its option ``session.x64quantprecision``.
+        exact: whether int8 weights are multiplied as uint8 where the processor would cut off the sum of two
+            products at 32,767 (x86 without VNNI; see `rarefy.forms.pairs`). ONNX Runtime's own default is to
+            cut off: pass False to see what a user gets who doesn't set its option
+            ``session.x64quantprecision``.
 
     Attributes:
-        threads: with which the session runs.
         exact: whether that option is set, which it is where it makes a difference.
-        input_names, output_names: in order.
 
     Raises:
         FileError: the file is missing, damaged or no ONNX file.
@@ -79,7 +62,7 @@ class OnnxRuntime:
         torch.Size([3, 2])
     """
 
-    name = "onnxruntime"
+    name: ClassVar[str] = "onnxruntime"
 
     def __init__(
         self,
@@ -97,45 +80,12 @@ class OnnxRuntime:
             self.session, self.fused = open_large(self.program, self.threads, self.exact)
         else:
             self.session = open_session(self.program, session_options(self.threads, self.exact))
-        self.inputs: dict[str, Any] = {i.name: i for i in self.session.get_inputs()}
-        self.input_names = list(self.inputs)
+        self.inputs = {
+            i.name: Slot(i.name, i.type.removeprefix("tensor(").removesuffix(")"), tuple(i.shape))
+            for i in self.session.get_inputs()
+        }
         self.output_names = [o.name for o in self.session.get_outputs()]
         self.batch = fixed_batch(list(self.inputs.values()))
-
-    def __call__(self, *values: Any, **named: Tensor) -> Any:
-        """The outputs for a batch.
-
-        Raises:
-            ModelError: an input is missing, unknown, or of a shape or type that the file does not take.
-        """
-        given: Any = values[0] if len(values) == 1 and not named else values
-        feed = self.feed(given if not named else named | dict(zip(self.input_names, values)))  # noqa: B905
-        size = min((len(v) for v in feed.values() if v.dim()), default=0)
-        if self.batch is None or size == self.batch:
-            results = self.run(feed)
-        else:
-            results = self.in_pieces(feed, size, self.batch)
-        return results[0] if len(results) == 1 else tuple(results)
-
-    def feed(self, given: Inputs) -> dict[str, Tensor]:
-        """The inputs by name, in the types that the file declares."""
-        if isinstance(given, Mapping):
-            named = dict(given)
-        else:
-            several = (given,) if isinstance(given, Tensor) else tuple(given)
-            if len(several) != len(self.inputs):
-                raise ModelError(
-                    f"the program takes {len(self.inputs)} inputs ({', '.join(self.inputs)}); "
-                    f"it was given {len(several)}"
-                )
-            named = dict(zip(self.inputs, several, strict=True))
-        for name in (*self.inputs, *named):
-            if name not in named or name not in self.inputs:
-                raise ModelError(
-                    f"the program takes the inputs {', '.join(self.inputs)}; "
-                    f"it was given {', '.join(named) or 'none'}"
-                )
-        return {name: cast(value, self.inputs[name]) for name, value in named.items()}
 
     def run(self, feed: Mapping[str, Tensor]) -> list[Tensor]:
         """One run of the session."""
@@ -146,13 +96,9 @@ class OnnxRuntime:
             raise ModelError(f"ONNX Runtime can't run the program: {sentence(error)}") from error
         return [torch.from_numpy(result) for result in results]
 
-    def in_pieces(self, feed: Mapping[str, Tensor], size: int, batch: int) -> list[Tensor]:
-        """Runs `size` examples through a program that takes exactly `batch` at a time."""
-        pieces = []
-        for start in range(0, size, batch):
-            rows = torch.arange(start, start + batch).clamp(max=size - 1)
-            pieces.append(self.run({name: value[rows] for name, value in feed.items()}))
-        return [torch.cat(parts)[:size] for parts in zip(*pieces, strict=True)]
+    def probe(self, outputs: Sequence[str]) -> Self:
+        """The same session, intermediate values returned too."""
+        return type(self)(self.program, threads=self.threads, outputs=outputs, exact=self.exact)
 
     def optimised_graph(self) -> "ModelProto":
         """The graph as ONNX Runtime runs it on this machine: fused, folded, in its own operators.
@@ -189,25 +135,3 @@ class OnnxRuntime:
         fused = self.fused  # integer operators come with fusing, the layout changes none
         kinds = {node.op_type for node in fused.graph.node} if fused else set(self.counts)
         return "int8" if INTEGER_NODES & kinds else "float32"
-
-
-def fixed_batch(inputs: Sequence[Any]) -> int | None:
-    """The batch size that a file insists on, or None."""
-    sizes = {i.shape[0] for i in inputs if i.shape}
-    only = sizes.pop() if len(sizes) == 1 else None
-    return only if isinstance(only, int) and only > 0 else None
-
-
-def cast(value: Tensor, declared: Any) -> Tensor:
-    """`value` on the CPU in the declared type.
-
-    Raises:
-        ModelError: a float where an integer is declared, or a type that torch does not have.
-    """
-    wanted = TYPES.get(declared.type)
-    if wanted is None or (value.is_floating_point() and not wanted.is_floating_point):
-        raise ModelError(
-            f"input '{declared.name}' is {str(value.dtype).removeprefix('torch.')}, but the program "
-            f"takes {declared.type.removeprefix('tensor(').removesuffix(')')}; convert it"
-        )
-    return value.detach().to("cpu", wanted).contiguous()

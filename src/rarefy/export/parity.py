@@ -14,6 +14,7 @@ from rarefy.export.difference import Difference
 from rarefy.export.divergence import first_diverging_layer
 from rarefy.export.inputs import starting_with
 from rarefy.export.onnxruntime import OnnxRuntime
+from rarefy.export.runner import Runner
 from rarefy.forms.activations import ActivationQuantizer
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.task import Inputs, call, logits_of, move, same_answer, tensors_of
@@ -92,7 +93,7 @@ class Comparison:
 
 def check_parity(
     model: nn.Module,
-    program: "OnnxRuntime | ModelProto | bytes | str | Path",
+    program: "Runner | ModelProto | bytes | str | Path",
     batches: Iterable[Inputs],
     *,
     tolerance: float | None = None,
@@ -101,7 +102,7 @@ def check_parity(
 
     Args:
         model: in any state and on any device; compared in eval mode, left as it was.
-        program: exported from it.
+        program: exported from it, opened in the runtime to judge; else ONNX Runtime opens it.
         batches: of inputs, without targets; at least one.
         tolerance: largest difference as a fraction of the output's range. Default: 1e-3; 1e-2 for float16
             weights; 8/255 and 95% equal answers if the network quantises activations.
@@ -109,7 +110,7 @@ def check_parity(
     Raises:
         TaskError: there are no batches.
     """
-    runtime = program if isinstance(program, OnnxRuntime) else OnnxRuntime(program)
+    runtime = program if isinstance(program, Runner) else OnnxRuntime(program)
     device, found = device_of(model), Comparison()
     allowed = tolerance if tolerance is not None else default_tolerance(model)
     with evaluating(model), torch.no_grad():

@@ -148,27 +148,6 @@ def sentence(error: Exception) -> str:
     return re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", text)[:300]
 
 
-def could_saturate(program: Program) -> bool:
-    """Whether an int8 weight is so large that two products may exceed 16 bits: 2 * 255 * 64 = 32,640.
-
-    False for what is no readable model; opening the session will say so.
-    """
-    from rarefy.store.onnx_arrays import initializer_arrays
-
-    try:
-        graph, arrays = initializer_arrays(
-            program if isinstance(program, (str, Path)) else read_proto(program, copied=False)
-        )
-        quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-        return any(
-            bool(codes.size) and (codes.max() > 64 or codes.min() < -64)
-            for name, codes in arrays
-            if codes.dtype == "int8" and name in quantised
-        )
-    except FileError:
-        return False
-
-
 def with_outputs(program: Program, outputs: Sequence[str]) -> "ModelProto":
     """A copy of a program that also returns intermediate values.
 

@@ -59,7 +59,7 @@ def spares(model: Any) -> Callable[[Any], bool | None]:
 
 
 def rules() -> list[Any]:
-    """Rewrites that simplify shapes, casts and missing biases; none changes a weight."""
+    """Rewrites that simplify shapes, casts, paddings and missing biases; none changes a weight."""
     from onnxscript.rewriter.rules import common as known
 
     return [
@@ -85,6 +85,7 @@ def rules() -> list[Any]:
         known.remove_optional_bias_from_conv_rule,
         known.remove_optional_bias_from_conv_transpose_rule,
         known.remove_optional_bias_from_gemm_rule,
+        known.fuse_pad_into_conv_rule,
     ]
 
 

@@ -19,23 +19,24 @@ INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def environment(threads: int | None = None) -> dict[str, Any]:
+def environment(threads: int | None = None, runtime: str = "onnxruntime") -> dict[str, Any]:
     """Versions, processor and settings, as they stand in measurements.json.
 
     Args:
         threads: that the measurements used; default `default_threads()`.
+        runtime: the one used; its version is told too.
 
     Returns:
         ``python``, ``rarefy``, ``torch``, ``onnx``, ``onnxruntime``, ``numpy`` (versions), ``platform``,
         ``processor``, ``cores`` (usable), ``threads``, ``precision`` (of the runtime's arithmetic on float
-        networks), ``instructions`` (those of the processor that matter here).
+        networks, pinned in every runtime), ``instructions`` (those of the processor that matter here).
     """
     described = processor_lines()
     known = described.get("flags", described.get("Features", "")).split()
     return {
         "python": platform.python_version(),
         "rarefy": __version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in dict.fromkeys((*PACKAGES, runtime))},
         "platform": platform.platform(),
         "processor": described.get("model name") or platform.processor() or platform.machine(),
         "cores": available_cores(),

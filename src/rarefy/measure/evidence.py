@@ -2,7 +2,6 @@
 """What is known about a finished compression: stages, parity, latency, layers, classes."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,18 @@ from torch import nn
 
 from rarefy.errors import RuntimeParityError
 from rarefy.export.artefact import Artefact
-from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.export.parity import Parity, check_parity
+from rarefy.export.runtimes import open_program
 from rarefy.measure.counts import layers
 from rarefy.measure.energy import inference_energy
 from rarefy.measure.environment import environment
-from rarefy.measure.latency import latency_in_turns
 from rarefy.measure.memory import peak_memory
 from rarefy.measure.quality import Quality, batches_of, evaluate
+from rarefy.measure.timing import time_stages
 from rarefy.store.pack import pack
 from rarefy.store.rfy import read
 from rarefy.task import Task, call, first_example
 
-TOGETHER = 2**26  # bytes of programs that may be loaded at once to be timed side by side
-ALL = 2**30  # bytes of programs of which each is timed; of more the first and the last
-TURNS = 3
 PARITY_EXAMPLES = 256
 
 
@@ -69,6 +65,7 @@ class Evidence:
         task: on which both are measured.
         programs: exported networks of all stages, baseline first.
         facts: what was measured at each stage.
+        runtime: that runs the result.
     """
 
     original: nn.Module
@@ -76,6 +73,7 @@ class Evidence:
     task: Task
     programs: list[Path]
     facts: list[dict[str, Any]]
+    runtime: str = "onnxruntime"
 
     def document(self, artefact: Artefact) -> dict[str, Any]:
         """Everything in measurements.json but the head and the budget.
@@ -86,18 +84,18 @@ class Evidence:
         threads = torch.get_num_threads()
         parity, quality, memory = self.through_runtime(artefact.program, threads)
         stages = [dict(fact["measurement"]) for fact in self.facts]
-        last = {**stages[-1], "name": "artefact", "metric": metric_facts(quality, "onnxruntime")}
+        last = {**stages[-1], "name": "artefact", "metric": metric_facts(quality, self.runtime)}
         last |= {
             "bytes": {**last["bytes"], "onnx": artefact.program.stat().st_size},
             "memory_bytes": memory,
             "seconds": 0.0,
         }
         stages.append(last)
-        self.time(stages, threads)
+        time_stages(stages, self.programs, self.task.example, self.runtime, threads)
         for stage in stages:
             stage["energy_uj"] = inference_energy(stage["macs"], stage["bytes"]["onnx"])
         return {
-            "environment": environment(threads),
+            "environment": environment(threads, self.runtime),
             "stages": stages,
             "layers": self.layer_table(artefact),
             "parity": parity_facts(parity),
@@ -116,7 +114,7 @@ class Evidence:
         Raises:
             RuntimeParityError: parity fails.
         """
-        program = OnnxRuntime(path, threads=threads)
+        program = open_program(path, self.runtime, threads=threads)
         batches = list(batches_of(self.task, "calibration", PARITY_EXAMPLES))
         parity = check_parity(self.model, program, batches)
         if not parity.passed:
@@ -124,43 +122,6 @@ class Evidence:
         quality = evaluate(program, self.task, reference=self.original, label="measure the file")
         memory = peak_memory(lambda x: call(program, x), first_example(self.task.example))
         return parity, quality, memory
-
-    def time(self, stages: list[dict[str, Any]], threads: int) -> None:
-        """Times all stages in the runtime, a batch of one, and writes it into them.
-
-        They are timed side by side, or, where together they would take much memory, in turns. The artefact
-        is the last stage's program, so it has that one's times.
-        """
-        names = [f"{i}" for i in range(len(self.programs))]
-        size = sum(path.stat().st_size for path in self.programs)
-        precision: dict[str, str] = {}
-        if size > ALL:
-            names = sorted({names[0], names[-1]}, key=int)
-
-        def open_one(name: str) -> OnnxRuntime:
-            runtime = OnnxRuntime(self.programs[int(name)], threads=threads)
-            precision.setdefault(name, runtime.precision)
-            return runtime
-
-        timed = latency_in_turns(
-            {name: partial(open_one, name) for name in names},
-            first_example(self.task.example),
-            turns=1 if size <= TOGETHER else TURNS,
-            threads=threads,
-        )
-        for name, found in timed.items():
-            stages[int(name)]["latency_ms"] = {
-                "runtime": "onnxruntime",
-                "batch": 1,
-                "threads": threads,
-                "median": found.median,
-                "iqr": list(found.iqr),
-                "cpu_median": found.cpu_median,
-                "ratio_to_baseline": found.ratio,
-                "ratio_iqr": list(found.ratio_iqr),
-                "precision": precision[name],
-            }
-        stages[-1]["latency_ms"] = dict(stages[-2]["latency_ms"])
 
     def layer_table(self, artefact: Artefact) -> list[dict[str, Any]]:
         """For every layer its size before (as the original's tensors) and after (as coded)."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watches the call sites of a network over calibration batches; of every tensor only a histogram is kept."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from rarefy.loops.histogram import Histogram
 from rarefy.measure.quality import batches_of
 from rarefy.quantize.ranges import BINS
 from rarefy.task import Inputs, Task, call, move, tensors_of
+
+VALUES = 1 << 14  # of an example that are counted at one site
 
 
 class SiteWatcher(CallWatcher):
@@ -120,7 +123,7 @@ def observe(
                 "on the task's example: the network takes its way by the values"
             )
         try:
-            histogram.update(result)
+            take_in(histogram, result)
         except ModelError as error:
             raise ModelError(
                 f"'{site}' gives NaN or infinity on calibration batch {number}; look for broken inputs, or "
@@ -129,3 +132,26 @@ def observe(
 
     watch_sites(model, inputs, see)
     return passed
+
+
+def take_in(histogram: Histogram, result: Tensor) -> None:
+    """Adds a batch's values to a histogram: the ends of all, and of each example at most `VALUES`.
+
+    Which of an example's values are counted depends on its size alone, so that the split into batches does
+    not matter.
+
+    Raises:
+        ModelError: a value is not finite.
+    """
+    if not result.numel():
+        return
+    flat = result.detach().flatten(1) if result.dim() > 1 else result.detach()
+    step = -(-flat.shape[-1] // VALUES)
+    if step > 1:
+        low, high = (float(end) for end in torch.aminmax(flat))
+        if math.isfinite(low) and math.isfinite(high):
+            histogram.widen(low, high)
+            flat = flat[
+                ..., :: step + 1 - step % 2
+            ]  # an odd step walks over all columns of an image
+    histogram.update(flat)

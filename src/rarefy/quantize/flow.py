@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How values pass from call to call in one run of a network, seen through operators that work in place."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from rarefy.graph.calls import Call, Calls
-from rarefy.quantize.kernels import Runtime
+from rarefy.quantize.kernels import Runtime, absorbs
 
 
 @dataclass(eq=False)
@@ -44,7 +44,7 @@ def flow_of(calls: Calls, floating: Collection[str], runtime: Runtime) -> Flow:
     Args:
         calls: of the run.
         floating: sites that give a single tensor of floats, and inputs (``input#0``) that are floats.
-        runtime: says which functions are silent.
+        runtime: says which functions are silent or absorbed.
     """
     current: dict[int, Value] = {}
     values: list[Value] = []
@@ -54,22 +54,34 @@ def flow_of(calls: Calls, floating: Collection[str], runtime: Runtime) -> Flow:
         current[number] = value
         values.append(value)
 
+    consumers = calls.consumers()
     for i, number in enumerate(calls.inputs):
         name = f"input#{i}"
         add(Value(name if name in floating else None), number)
     for item in calls.calls:
         sources = tuple(current.get(number) for number in item.inputs)
         active = dict.fromkeys(source for source in sources if source is not None)
-        if item.function in runtime.silent and len(item.outputs) == 1 and len(active) == 1:
+        alone = len(item.outputs) == 1 and len(active) == 1
+        if alone and (
+            item.function in runtime.silent or swallowed(item, calls, consumers, runtime)
+        ):
             current[item.outputs[0]] = next(iter(active))
             continue
         read[item.site] = sources
         for source in active:
             source.readers.append(item)
-        alone = len(item.outputs) == 1 and item.site in floating
+        single = len(item.outputs) == 1 and item.site in floating
         for number in item.outputs if active else ():
-            add(Value(item.site if alone else None, item), number)
+            add(Value(item.site if single else None, item), number)
     for number in calls.outputs:
         if number in current:
             current[number].leaves = True
     return Flow(tuple(values), read)
+
+
+def swallowed(
+    item: Call, calls: Calls, consumers: Mapping[int, list[Call]], runtime: Runtime
+) -> bool:
+    """Whether a call becomes part of the kernels that read its result."""
+    number = item.outputs[0]
+    return number not in calls.outputs and absorbs(item, consumers.get(number, []), runtime)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which calls of a network a runtime can compute in integers: one small table for each runtime."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rarefy.errors import RecipeError, nearest
+from rarefy.forms.grid import Grid
 from rarefy.graph.calls import Call
 
 # Differences in spelling: in place or reflected, dimension in the name, older names.
@@ -14,12 +16,15 @@ SPELLINGS = {
     "addmm": "linear", "relu6": "hardtanh",
 }  # fmt: skip
 
+UINT8 = Grid(8, signed=False, symmetric=False)
+
 
 @dataclass(frozen=True)
 class Runtime:
     """What a runtime's integer kernels ask for, by function name.
 
     Attributes:
+        name: of the runtime.
         weighted: kernels with a quantised weight; they read one activation.
         pairwise: kernels that read two or more activations and no weight.
         single: kernels that read one activation.
@@ -29,8 +34,12 @@ class Runtime:
         clipping: operators that vanish into the quantiser behind them.
         joining: pairwise kernels that copy, so that inputs nobody else reads take the scale of the result.
         silent: functions that leave no operator in the exported file.
+        absorbed: operators that become part of the kernels in `weighted` that alone read their result.
+        activations: the integers of activations.
+        bias: ``"int32"`` or ``"float"``, as kernels take it.
     """
 
+    name: str
     weighted: frozenset[str]
     pairwise: frozenset[str]
     single: frozenset[str]
@@ -40,22 +49,71 @@ class Runtime:
     clipping: frozenset[str]
     joining: frozenset[str]
     silent: frozenset[str] = frozenset({"dropout", "contiguous", "detach", "clone", "alias"})
+    absorbed: frozenset[str] = frozenset({"pad"})
+    activations: Grid = UINT8
+    bias: str = "int32"
 
+
+MOVING = frozenset({
+    "max_pool", "flatten", "unflatten", "reshape", "view", "permute", "transpose", "t", "squeeze",
+    "unsqueeze", "getitem", "expand", "pixel_shuffle", "interpolate",
+})  # fmt: skip
 
 # Found by loading quantised operators one by one into ONNX Runtime 1.31 and reading its optimised graph.
 ONNXRUNTIME_CPU = Runtime(
+    "onnxruntime",
     weighted=frozenset({"conv", "linear"}),
     pairwise=frozenset({"add", "mul", "matmul", "cat"}),
     single=frozenset({"avg_pool", "leaky_relu"}),
     float_output=frozenset({"linear", "matmul"}),
-    moving=frozenset({
-        "max_pool", "flatten", "unflatten", "reshape", "view", "permute", "transpose", "t", "squeeze",
-        "unsqueeze", "getitem", "expand", "pixel_shuffle", "interpolate",
-    }),
+    moving=MOVING,
     copying=frozenset({"pad"}),
     clipping=frozenset({"relu", "hardtanh"}),
     joining=frozenset({"cat"}),
-)  # fmt: skip
+)
+
+# Its kernels give floats where nothing quantises their result, so a sum reads the convolution before it
+# unrounded and is computed inside it.
+OPENVINO = replace(
+    ONNXRUNTIME_CPU,
+    name="openvino",
+    pairwise=frozenset({"matmul", "cat"}),
+    single=frozenset({"avg_pool"}),
+    float_output=frozenset({"conv", "linear", "matmul", "cat", "avg_pool"}),
+)
+
+# Signed and symmetric throughout; biases stay float, its parser takes no others.
+TENSORRT = replace(
+    ONNXRUNTIME_CPU,
+    name="tensorrt",
+    pairwise=frozenset({"add", "matmul"}),
+    single=frozenset({"avg_pool"}),
+    float_output=frozenset({"conv", "linear", "matmul", "add", "avg_pool"}),
+    activations=Grid(8, signed=True, symmetric=True),
+    bias="float",
+)
+
+# Every kernel is an integer kernel, on both sides; pools keep the scale of what they read.
+LITERT = replace(
+    ONNXRUNTIME_CPU,
+    name="litert",
+    single=frozenset({"leaky_relu", "mean"}),
+    float_output=frozenset(),
+    moving=MOVING | {"avg_pool"},
+    activations=Grid(8, signed=True, symmetric=False),
+)
+TABLES = {table.name: table for table in (ONNXRUNTIME_CPU, OPENVINO, TENSORRT, LITERT)}
+
+
+def table_of(name: str) -> Runtime:
+    """The kernels of a runtime.
+
+    Raises:
+        RecipeError: there is no table for it.
+    """
+    if name not in TABLES:
+        raise RecipeError(f"there is no table of kernels for '{name}'{nearest(name, TABLES)}")
+    return TABLES[name]
 
 
 def kind(item: Call) -> str:
@@ -74,3 +132,24 @@ def copies(item: Call, runtime: Runtime) -> bool:
     """Whether a call is a float operator that only copies values; padding is if it adds zeros."""
     value = item.arguments[3] if len(item.arguments) > 3 else None
     return kind(item) in runtime.copying and not value
+
+
+def absorbs(item: Call, readers: list[Call], runtime: Runtime) -> bool:
+    """Whether zeros put around a tensor become the padding of the convolutions that alone read it."""
+    if kind(item) not in runtime.absorbed or not copies(item, runtime):
+        return False
+    widths = item.arguments[1] if len(item.arguments) > 1 else ()
+    mode = item.arguments[2] if len(item.arguments) > 2 else "constant"
+    spatial = isinstance(widths, (tuple, list)) and len(widths) <= 2 * (len(item.shapes[0]) - 2)
+    return (
+        spatial
+        and mode == "constant"
+        and all(isinstance(w, int) and w >= 0 for w in widths)
+        and all(kind(reader) == "conv" and numeric(reader) for reader in readers)
+        and bool(readers)
+    )
+
+
+def numeric(item: Call) -> bool:
+    """Whether a convolution's own padding is given in numbers, not as a word."""
+    return not any(isinstance(argument, str) for argument in item.arguments)

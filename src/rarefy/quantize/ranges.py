@@ -104,3 +104,15 @@ def choose_range(
         "mse": lambda: mse_range(histogram, grid),
     }
     return ways[choice]()
+
+
+def range_candidates(histogram: Histogram, grid: Grid) -> list[tuple[float, float]]:
+    """The distinct ranges of all choices, the widest first."""
+    tails = (99.999, 99.99, 99.9)
+    found = [
+        choose_range(histogram, "minmax", grid),
+        *(choose_range(histogram, "percentile", grid, share) for share in tails),
+        choose_range(histogram, "mse", grid),
+        choose_range(histogram, "entropy", grid),
+    ]
+    return list(dict.fromkeys(found))

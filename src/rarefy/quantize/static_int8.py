@@ -6,152 +6,61 @@ Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer
 2018, arXiv 1806.08342 (one scale for each output channel). Batch norms are folded first.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from rarefy.errors import ModelError
-from rarefy.forms.activations import detach_quantizers, quantize_sites
-from rarefy.forms.affine import Quantised
-from rarefy.forms.grid import Grid, along, grid_for_range, to_codes
-from rarefy.forms.shadow import bake, find
-from rarefy.graph.fold import fold_batch_norms, output_axis
+from rarefy.export.inputs import first_examples
 from rarefy.loops.histogram import Histogram
+from rarefy.measure.quality import batches_of
 from rarefy.quantize.calibration import calibrate, look
-from rarefy.quantize.placement import Placement, place
-from rarefy.quantize.ranges import Choice, choose_range
-from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
-from rarefy.select import Layer, matcher, select
+from rarefy.quantize.damage import layer_noise
+from rarefy.quantize.kernels import Runtime, table_of
+from rarefy.quantize.output_error import Range, output_errors
+from rarefy.quantize.placement import Placement
+from rarefy.quantize.prepared import Prepared, placement_of, prepare, spread
+from rarefy.quantize.prepared import quantise_biases as quantise_biases
+from rarefy.quantize.ranges import Choice, choose_range, range_candidates
 from rarefy.step import Context, Count, Patterns, Step
 from rarefy.task import Inputs, move
 
-ACTIVATIONS = Grid(8, signed=False, symmetric=False)
-INT32 = 2**30  # half of the largest 32-bit bias
-
-
-def channel_axis(module: nn.Module) -> int:
-    """The axis of a module's weight that counts its outputs."""
-    return 1 if type(module).__name__.endswith("Conv1D") else output_axis(module)
-
-
-def weight_scale(w: Tensor, grid: Grid, axis: int, choice: str, steps: int = 60) -> Tensor:
-    """One scale for each channel, (channels,): of the largest absolute value, or of least squared error.
-
-    Args:
-        w: any shape.
-        grid: symmetric.
-        axis: of the channels.
-        choice: ``"minmax"`` or ``"mse"``.
-        steps: ranges that ``"mse"`` tries, down to 30 % of the largest value.
-    """
-    others = [i for i in range(w.dim()) if i != axis]
-    reach = w.abs().amax(others)
-    scale, zero_point = grid_for_range(-reach, reach, grid)
-    if choice == "minmax":
-        return scale
-    least = torch.full_like(scale, float("inf"))
-    found = scale
-    for share in torch.linspace(1.0, 0.3, steps):
-        tried = grid_for_range(-reach * share, reach * share, grid)[0]
-        rounded = to_codes(w, tried, zero_point, grid, axis) * along(tried, axis, w.dim())
-        error = (rounded - w).square().sum(others)
-        found, least = torch.where(error < least, tried, found), torch.minimum(error, least)
-    return found
-
-
-def quantise_weight(
-    shared: list[Layer], scales: Mapping[str, float], bits: int, choice: str
-) -> None:
-    """Stores a weight as codes on a symmetric grid.
-
-    A runtime adds a bias in 32-bit steps of input scale times weight scale. Channels that a batch norm has
-    all but switched off have tiny weights and an ordinary bias, which would not fit: their scales are wider.
-
-    Args:
-        shared: the layers that hold the weight.
-        scales: of what is fed to layers, by path.
-        bits: of the grid.
-        choice: see `weight_scale`.
-    """
-    w = finite_weight(shared[0]).float()
-    grid, axis = (
-        Grid(bits, signed=True, symmetric=True, narrow=True),
-        channel_axis(shared[0].module),
-    )
-    scale = weight_scale(w, grid, axis, choice)
-    for layer in shared:
-        bias = getattr(layer.module, "bias", None)
-        if layer.name in scales and isinstance(bias, Tensor) and bias.shape == scale.shape:
-            scale = torch.maximum(scale, bias.detach().abs() / (scales[layer.name] * INT32))
-    zero_point = torch.zeros_like(scale, dtype=torch.int8)
-    codes = to_codes(w, scale, zero_point, grid, axis)
-    clothe(shared, codes, Quantised(scale, zero_point, axis, bits))
-
-
-def quantise_bias(layer: nn.Module, input_scale: float) -> None:
-    """Rounds the bias of a linear layer to 32-bit steps of input scale times weight scale.
-
-    Needed where the result stays float: there ONNX Runtime's integer kernel takes no other bias.
-    """
-    weight = find(layer, Quantised)
-    if weight is None or not isinstance(layer, nn.Linear) or layer.bias is None:
-        return
-    scale = weight.scale * input_scale
-    codes = torch.round(layer.bias.double() / scale.double()).to(torch.int32)
-    clothe_one(layer, "bias", codes, Quantised(scale, torch.zeros_like(codes), axis=0, bits=32))
-
-
-def activation_ranges(
-    histograms: dict[str, Histogram], placement: Placement, choice: Choice, percentile: float
-) -> dict[str, tuple[float, float]]:
-    """The range of every site, the same for all of a group."""
-    found = {
-        group: choose_range(histograms[group[0]], choice, ACTIVATIONS, percentile)
-        for group in placement.groups
-    }
-    return {site: found[group] for group in placement.groups for site in group}
-
-
-def input_scales(
-    placement: Placement, ranges: Mapping[str, tuple[float, float]]
-) -> dict[str, float]:
-    """The scale of what is fed to every layer that runs in integers; the least, if it runs more than once."""
-    scales: dict[str, float] = {}
-    for path, site in placement.feeds:
-        low, high = (torch.tensor(end) for end in ranges[site])
-        scale = float(grid_for_range(low, high, ACTIVATIONS)[0])
-        scales[path] = min(scales.get(path, scale), scale)
-    return scales
+TRIED = 8  # examples on which ranges are tried
+JUDGED = 4  # examples on which layers are judged
 
 
 @dataclass(frozen=True)
 class StaticInt8(Step):
     """Integer weights, one scale for each output channel, and 8-bit activations with calibrated ranges.
 
-    What a runtime can't compute in integers stays float, and so does the last output. Without VNNI
-    (x86 processors before 2019) products of 8-bit activations and weights may overflow 16 bits inside a
-    runtime; with 7 bits they can't.
+    What a runtime can't compute in integers stays float, and so does the last output.
 
     Attributes:
         bits: of weights, 2 to 8; stored in 8 each, but coded in fewer.
-        range: how ranges of activations are chosen: ``"mse"`` (least squared error), ``"minmax"``,
+        range: how ranges of activations are chosen: ``"output"`` (of all others, for each tensor, the one
+            that changes least what is computed from it), ``"mse"`` (least squared error), ``"minmax"``,
             ``"percentile"`` or ``"entropy"`` (least divergence).
         percentile: share of the values inside the range, in percent; for ``"percentile"`` only.
         weight_range: of weights: ``"minmax"``, or ``"mse"``, which clips the largest and pays with 2 bits.
+        overflow: x86 processors without VNNI add the products of neighbouring weights in 16 bits. ``"avoid"``
+            keeps all pairs of codes within them, so that every processor computes the same; ``"allow"`` is
+            for machines that are known to have VNNI.
+        runtime: for which quantisers are placed: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
+            ``"litert"``; ``"auto"`` for the one that the result is measured in.
         examples: at most so many calibration examples are seen.
         layers: which layers, see `rarefy.select.select`.
         exclude: layers that stay float, and modules whose own calls do; ``"first"``, ``"last"``.
     """
 
     bits: Annotated[int, Field(ge=2, le=8)] = 8
-    range: Choice = "mse"
+    range: Choice | Literal["output"] = "output"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     weight_range: Literal["minmax", "mse"] = "minmax"
-    examples: Count = 512
+    overflow: Literal["avoid", "allow"] = "avoid"
+    runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt", "litert"] = "auto"
+    examples: Count = 128
     layers: Patterns = "*"
     exclude: Patterns = ()
 
@@ -162,41 +71,69 @@ class StaticInt8(Step):
     @torch.no_grad()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Folds, rounds the weights, calibrates, and attaches quantisers to the sites that need one."""
-        example = move(context.task.example, context.device)
-        detach_quantizers(bake(model.eval()))
-        folded = fold_batch_norms(model, example)
-        weights = holders(model, select(model, self.layers, exclude=self.exclude))
-        names = {layer.name for shared in weights for layer in shared}
-        placement = self.placement(model, names, example)
-        histograms = calibrate(model, context.task, placement.groups, self.examples, context.device)
-        ranges = activation_ranges(histograms, placement, self.range, self.percentile)
-        scales = input_scales(placement, ranges)
-        for shared in weights:
-            quantise_weight(shared, scales, self.bits, self.weight_range)
-        for path in placement.float_ends:
-            quantise_bias(model.get_submodule(path), scales[path])
-        quantize_sites(model, ranges, lambda _: ACTIVATIONS)
+        prepared, ranges = self.ready(model, context)
+        noise = layer_noise(
+            model, self.few(context, JUDGED), prepared.rounding(ranges, **self.weights())
+        )
+        prepared.finish(ranges, **self.weights())
         context.record.update(
-            folded_norms=len(folded), ranges=ranges, integer_calls=list(placement.integer)
+            folded_norms=len(prepared.folded),
+            ranges=ranges,
+            integer_calls=list(prepared.placement.integer),
+            sqnr_db={site.rpartition(":")[0]: value for site, value in noise.items()},
         )
         return model
 
-    def placement(self, model: nn.Module, quantised: set[str], example: Inputs) -> Placement:
-        """Where quantisers go.
+    @torch.no_grad()
+    def ready(self, model: nn.Module, context: Context) -> tuple[Prepared, dict[str, Range]]:
+        """The network with its batch norms folded, and the range of every site."""
+        task, device = context.task, context.device
+        table = table_of(context.runtime if self.runtime == "auto" else self.runtime)
+        example = move(task.example, device)
+        prepared = prepare(model, example, table, self.layers, self.exclude)
+        groups = prepared.placement.groups
+        histograms = calibrate(model, task, groups, self.examples, device)
+        if self.range == "output":
+            found = self.tried(prepared, histograms, context)
+        else:
+            grid = table.activations
+            found = {
+                name: choose_range(histogram, self.range, grid, self.percentile)
+                for name, histogram in histograms.items()
+            }
+        return prepared, spread(found, groups)
+
+    def tried(
+        self, prepared: Prepared, histograms: dict[str, Histogram], context: Context
+    ) -> dict[str, Range]:
+        """For every group the range that changes least what is computed from it."""
+        grid = prepared.runtime.activations
+        candidates = {name: range_candidates(h, grid) for name, h in histograms.items()}
+        errors = output_errors(
+            prepared.model, self.few(context, TRIED), prepared.readers(), candidates, grid
+        )
+        return {
+            name: errors.best(name) or choose_range(histogram, "mse", grid)
+            for name, histogram in histograms.items()
+        }
+
+    def placement(
+        self, model: nn.Module, quantised: set[str], example: Inputs, table: Runtime
+    ) -> Placement:
+        """Where quantisers go for a network as it is.
 
         Raises:
             ModelError: not one call could be computed in integers.
         """
         calls, floating = look(model, example)
-        patterns = (self.exclude,) if isinstance(self.exclude, str) else self.exclude
-        fits = [matcher(p) for p in patterns if isinstance(p, str) and not p.startswith("type:")]
-        excluded = {path for path, _ in model.named_modules() if any(fit(path) for fit in fits)}
-        found = place(calls, floating, quantised, excluded)
-        if not found.integer:
-            names = ", ".join(sorted(quantised)[:5])
-            raise ModelError(
-                f"no call of the {type(model).__name__} can be computed in integers: none of its layers "
-                f"({names}) was seen to run as a convolution or matrix product; use fixed-point, which "
-                "changes weights only"
-            )
-        return found
+        return placement_of(model, calls, floating, quantised, table, self.exclude)
+
+    def few(self, context: Context, most: int) -> list[Any]:
+        """The first calibration examples."""
+        few = min(most, self.examples)
+        batches = batches_of(context.task, "calibration", few)
+        return [move(first_examples(inputs, few), context.device) for inputs in batches]
+
+    def weights(self) -> dict[str, Any]:
+        """How weights are rounded, for `coded_weight`."""
+        return {"bits": self.bits, "choice": self.weight_range, "overflow": self.overflow}

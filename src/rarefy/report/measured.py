@@ -11,8 +11,8 @@ from rarefy.compress import check
 from rarefy.errors import RuntimeParityError
 from rarefy.export.artefact import ARCHIVE, PROGRAM, write_program
 from rarefy.export.onnx import export_onnx, save_onnx
-from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.export.parity import check_parity
+from rarefy.export.runtimes import open_program
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import complaint, metric_facts
 from rarefy.measure.latency import latency
@@ -24,7 +24,9 @@ from rarefy.zoo.models import load_model, split_spec
 from rarefy.zoo.tasks import load_task
 
 
-def measure_anything(model: str, task: str, weights: Path | None = None) -> dict[str, Any]:
+def measure_anything(
+    model: str, task: str, weights: Path | None = None, runtime: str = "onnxruntime"
+) -> dict[str, Any]:
     """One stage of ``measurements.json`` for a network, a .onnx, a .rfy or a result's folder.
 
     Files are measured through the runtime, without any code of the network that they came from.
@@ -38,14 +40,14 @@ def measure_anything(model: str, task: str, weights: Path | None = None) -> dict
             )
         )
     if kind in ("file", "directory"):
-        return measure_file(Path(rest), load_task(task))
+        return measure_file(Path(rest), load_task(task), runtime)
     network = load_model(model, weights)
     data = load_task(task, network)
     check(network, data, Recipe(()))
     with tempfile.TemporaryDirectory(prefix="rarefy-") as folder_name:
         path = Path(folder_name) / PROGRAM
         sizes = write_program(network, data, path)
-        stage = program_facts(path, data)
+        stage = program_facts(path, data, runtime)
     quality = evaluate(network, data, reference=network)
     return {
         "name": model,
@@ -59,7 +61,7 @@ def measure_anything(model: str, task: str, weights: Path | None = None) -> dict
     }
 
 
-def measure_file(path: Path, task: Task) -> dict[str, Any]:
+def measure_file(path: Path, task: Task, runtime: str = "onnxruntime") -> dict[str, Any]:
     """Measures an exported network from its file alone."""
     from rarefy.export.contents import program_counts
     from rarefy.store.pack import load_onnx, pack
@@ -79,12 +81,12 @@ def measure_file(path: Path, task: Task) -> dict[str, Any]:
         sizes["onnx"] = program.stat().st_size
         counts = program_counts(program)
         sizes["safetensors"] = counts.pop("float32_bytes")
-        runtime = OnnxRuntime(program, threads=torch.get_num_threads())
-        quality = evaluate(runtime, task, reference=runtime)
-        stage = program_facts(program, task)
+        opened = open_program(program, runtime, threads=torch.get_num_threads())
+        quality = evaluate(opened, task, reference=opened)
+        stage = program_facts(program, task, runtime)
     return {
         "name": str(path),
-        "metric": metric_facts(quality, "onnxruntime"),
+        "metric": metric_facts(quality, runtime),
         **counts,
         "macs": None,
         "bytes": sizes,
@@ -93,27 +95,29 @@ def measure_file(path: Path, task: Task) -> dict[str, Any]:
     }
 
 
-def program_facts(path: Path, task: Task) -> dict[str, Any]:
+def program_facts(path: Path, task: Task, runtime: str) -> dict[str, Any]:
     """Latency of a batch of one and memory of an exported network."""
     threads = torch.get_num_threads()
-    runtime = OnnxRuntime(path, threads=threads)
+    opened = open_program(path, runtime, threads=threads)
     example = first_example(task.example)
-    found = latency({"it": lambda x: call(runtime, x)}, example, threads=threads)["it"]
+    found = latency({"it": lambda x: call(opened, x)}, example, threads=threads)["it"]
     return {
         "latency_ms": {
-            "runtime": "onnxruntime",
+            "runtime": runtime,
             "batch": 1,
             "threads": threads,
             "median": found.median,
             "iqr": list(found.iqr),
             "cpu_median": found.cpu_median,
-            "precision": runtime.precision,
+            "precision": opened.precision,
         },
-        "memory_bytes": peak_memory(lambda x: call(runtime, x), example),
+        "memory_bytes": peak_memory(lambda x: call(opened, x), example),
     }
 
 
-def export_network(model: str, task: str, weights: Path | None, out: Path) -> str:
+def export_network(
+    model: str, task: str, weights: Path | None, out: Path, runtime: str = "onnxruntime"
+) -> str:
     """Exports a network, checks parity on the task's inputs and writes ``model.onnx``; says what it did.
 
     Raises:
@@ -123,8 +127,8 @@ def export_network(model: str, task: str, weights: Path | None, out: Path) -> st
     data = load_task(task, network)
     check(network, data, Recipe(()))
     program = export_onnx(network, data.example)
-    runtime = OnnxRuntime(program, threads=torch.get_num_threads())
-    parity = check_parity(network, runtime, list(batches_of(data, "calibration", 64)))
+    opened = open_program(program, runtime, threads=torch.get_num_threads())
+    parity = check_parity(network, opened, list(batches_of(data, "calibration", 64)))
     if not parity.passed:
         raise RuntimeParityError(complaint(parity))
     out.mkdir(parents=True, exist_ok=True)

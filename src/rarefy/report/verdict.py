@@ -7,7 +7,7 @@ from rarefy.report import quantities as q
 from rarefy.report.schema import Latency, Measurements, Metric
 
 FILE_NAMES = {"rfy": "model.rfy", "onnx": "model.onnx", "safetensors": "safetensors"}
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 INSIGNIFICANT = 0.02  # a speed ratio without spread must differ from one by more than this
 
 

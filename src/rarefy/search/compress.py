@@ -11,6 +11,7 @@ from torch import nn
 from rarefy.budget import Budget
 from rarefy.compress import Result, run_recipe
 from rarefy.errors import RecipeError
+from rarefy.export.runtimes import check_runtime
 from rarefy.recipe import Recipe, load_recipe
 from rarefy.report.page import write_report
 from rarefy.step import Step
@@ -23,6 +24,7 @@ def compress(
     recipe: str | Path | Recipe | Sequence[Step] | None = None,
     *,
     budget: Budget | None = None,
+    runtime: str = "onnxruntime",
     seed: int = 0,
     cache: Path | None = None,
     names: tuple[str, str] | None = None,
@@ -34,6 +36,7 @@ def compress(
         task: data, loss and metric.
         recipe: the id of a published system, a YAML file, a `Recipe` or a list of steps.
         budget: with a recipe it is checked; without one a search finds a recipe that meets it.
+        runtime: in which the result will run and is measured: ``"onnxruntime"`` or ``"openvino"``.
         seed: of everything; the same seed gives the same files on the same machine.
         cache: folder in which finished stages are kept, so that an interrupted run resumes.
         names: how model and task are called in reports.
@@ -45,9 +48,23 @@ def compress(
         result = rf.compress(model, task, [rf.PruneWeights(sparsity=0.9), rf.Distill(epochs=3)])
         result.save("out")
     """
+    check_runtime(runtime)
     if recipe is not None:
         chosen = as_recipe(recipe)
-        result = run_recipe(model, task, chosen, seed=seed, budget=budget, cache=cache, names=names)
+        result = run_recipe(
+            model,
+            task,
+            chosen,
+            seed=seed,
+            budget=budget,
+            cache=cache,
+            names=names,
+            runtime=runtime,
+        )
+    elif budget is not None and runtime != "onnxruntime":
+        raise RecipeError(
+            f"a recipe for a budget is searched with onnxruntime, not with {runtime}; name a recipe too"
+        )
     elif budget is not None:
         result = within(budget, model, task, seed, cache, names)
     else:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Static int8 that needs no settings: the layers that hurt most go back to float until a loss is allowed.
+
+Every layer is rounded by itself and judged by what that does to the network's output. If the network with all
+layers rounded loses too much, the worst go back to float: twice as many each time until the loss is within
+bounds, then as few of those as suffice.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from rarefy.errors import ModelError
+from rarefy.measure.quality import batches_of, evaluate
+from rarefy.quantize.damage import Damage, output_damage
+from rarefy.quantize.static_int8 import TRIED, StaticInt8
+from rarefy.step import Context
+
+
+@dataclass(frozen=True)
+class AutoInt8(StaticInt8):
+    """Static int8 within a bound on the loss, layer by layer if need be.
+
+    Attributes:
+        loss: the most that the metric may lose on validation data; without labels or validation data, the
+            share of calibration examples that may get another answer.
+        bits, range, percentile, weight_range, overflow, runtime, examples, layers, exclude: as for static
+            int8, see `rarefy.quantize.static_int8.StaticInt8`.
+    """
+
+    loss: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Rounds everything, and if that loses too much, ever less.
+
+        Raises:
+            ModelError: even with a single layer in integers too much is lost.
+        """
+        lose = self.judge(model, context)
+        plain, record = StaticInt8(**self.common()), dict[str, Any]()
+
+        def rounded(sites: list[str]) -> tuple[nn.Module, float]:
+            layers = tuple(dict.fromkeys(site.rpartition(":")[0] for site in sites))
+            step = replace(plain, exclude=(*self.excluded(), *layers))
+            inner = replace(context, record={})
+            found = step.apply(copy.deepcopy(model), inner)
+            record.update(inner.record)
+            return found, lose(found)
+
+        found, lost = rounded([])
+        tried = [(0, lost)]
+        if lost > self.loss:
+            ranking = self.ranking(copy.deepcopy(model), context)
+            found = self.fewest(ranking, rounded, tried)
+            record["damage"] = [vars(damage) for damage in ranking]
+        context.record.update(record)
+        kept = min(number for number, value in tried if value <= self.loss)
+        context.record["notes"] = [
+            f"{kept} layers went back to float to keep the loss within {self.loss:.2%}: "
+            + ", ".join(f"{number} in float lose {value:.2%}" for number, value in sorted(tried))
+        ]
+        return found
+
+    def fewest(
+        self,
+        ranking: list[Damage],
+        rounded: Callable[[list[str]], tuple[nn.Module, float]],
+        tried: list[tuple[int, float]],
+    ) -> nn.Module:
+        """The network with as few of the worst layers in float as suffice; writes what was tried.
+
+        Raises:
+            ModelError: no number does.
+        """
+        sites = [damage.site for damage in ranking]
+        best, failed, number = None, 0, 1
+        while best is None:
+            number = min(number, len(sites) - 1)
+            found, lost = rounded(sites[:number])
+            tried.append((number, lost))
+            if lost <= self.loss:
+                best = found
+            elif number >= len(sites) - 1:
+                raise ModelError(
+                    f"auto-int8 can't keep the loss within {self.loss:.2%}: with one layer in integers, "
+                    f"'{sites[-1]}', {lost:.2%} is lost; allow a larger loss"
+                )
+            else:
+                failed, number = number, 2 * number
+        while number - failed > 1:
+            middle = (failed + number) // 2
+            found, lost = rounded(sites[:middle])
+            tried.append((middle, lost))
+            if lost <= self.loss:
+                best, number = found, middle
+            else:
+                failed = middle
+        return best
+
+    def ranking(self, model: nn.Module, context: Context) -> list[Damage]:
+        """The integer calls that hold a weight, those that do most harm by themselves first."""
+        prepared, ranges = self.ready(model, context)
+        how = prepared.rounding(ranges, **self.weights())
+        sites = [site for site in how.readers if how.weight(site.rpartition(":")[0]) is not None]
+        return output_damage(model, self.few(context, TRIED)[0], how, sites)
+
+    def judge(self, model: nn.Module, context: Context) -> Callable[[nn.Module], float]:
+        """What a network loses against this one, on validation labels or by its answers."""
+        before, task = copy.deepcopy(model).eval(), context.task
+        if task.labelled and task.validation is not None:
+            reached = evaluate(before, task, "validation", label="judge").value
+            return lambda found: task.metric.drop(
+                reached, evaluate(found, task, "validation", label="judge").value
+            )
+        batches = [(x, None) for x in batches_of(task, "calibration", self.examples)]
+        answers = replace(task, labelled=False, calibration=batches)
+        return lambda found: (
+            1 - evaluate(found, answers, "calibration", reference=before, label="judge").value
+        )
+
+    def excluded(self) -> tuple[Any, ...]:
+        """The layers that were to stay float from the start."""
+        return (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
+
+    def common(self) -> dict[str, Any]:
+        """The fields of static int8."""
+        return {field.name: getattr(self, field.name) for field in fields(StaticInt8)}

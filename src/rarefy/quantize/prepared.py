@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network made ready for integers: norms folded, quantisers placed, ranges found, nothing rounded yet."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rarefy.errors import ModelError
+from rarefy.forms.activations import detach_quantizers, quantize_sites
+from rarefy.forms.grid import grid_for_range
+from rarefy.forms.shadow import bake
+from rarefy.graph.calls import Calls
+from rarefy.graph.fold import fold_batch_norms
+from rarefy.quantize.calibration import look
+from rarefy.quantize.damage import Rounding
+from rarefy.quantize.int8_weights import Codes, coded_weight, quantise_bias, store_codes
+from rarefy.quantize.kernels import Runtime, kind
+from rarefy.quantize.output_error import Range, Reader, readers_of
+from rarefy.quantize.placement import Placement, place
+from rarefy.quantize.tied import holders
+from rarefy.select import Layer, matcher, select
+from rarefy.step import Patterns
+from rarefy.task import Inputs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a network before it is rounded.
+
+    Attributes:
+        model: batch norms folded.
+        runtime: table of its kernels.
+        weights: for every weight to be rounded the layers that hold it.
+        calls, floating: of one run, see `rarefy.quantize.calibration.look`.
+        placement: where quantisers go.
+        folded: pairs of layer and norm.
+    """
+
+    model: nn.Module
+    runtime: Runtime
+    weights: list[list[Layer]]
+    calls: Calls
+    floating: set[str]
+    placement: Placement
+    folded: list[tuple[str, str]]
+
+    def readers(self) -> dict[str, Reader]:
+        """The integer calls that multiply, by site."""
+        return readers_of(self.calls, self.floating, self.placement, self.runtime)
+
+    def scales(self, ranges: dict[str, Range]) -> dict[str, float]:
+        """The scale of what is fed to every integer layer; the least, if it runs more than once."""
+        found: dict[str, float] = {}
+        for path, site in self.placement.feeds:
+            low, high = (torch.tensor(end) for end in ranges[site])
+            scale = float(grid_for_range(low, high, self.runtime.activations)[0])
+            found[path] = min(found.get(path, scale), scale)
+        return found
+
+    def rounding(self, ranges: dict[str, Range], **how: object) -> Rounding:
+        """How all integer calls will be rounded; `how` is for `coded_weight`."""
+        scales = self.scales(ranges)
+        holding = {layer.name: shared for shared in self.weights for layer in shared}
+
+        def weight(path: str) -> Tensor | None:
+            if path not in holding:
+                return None
+            return coded_weight(holding[path], scales, **how).dequantised()  # type: ignore[arg-type]
+
+        return Rounding(self.readers(), ranges, self.runtime.activations, weight)
+
+    def codes(self, ranges: dict[str, Range], **how: object) -> Iterator[tuple[list[Layer], Codes]]:
+        """Every weight as integers, one after the other."""
+        scales = self.scales(ranges)
+        for shared in self.weights:
+            yield shared, coded_weight(shared, scales, **how)  # type: ignore[arg-type]
+
+    def finish(self, ranges: dict[str, Range], **how: object) -> nn.Module:
+        """Stores weights and biases as integers and attaches the quantisers of activations."""
+        for shared, found in self.codes(ranges, **how):
+            store_codes(shared, found)
+        if self.runtime.bias == "int32":
+            quantise_biases(self.model, self.placement, self.scales(ranges))
+        quantize_sites(self.model, ranges, lambda _: self.runtime.activations)
+        return self.model
+
+    def float_layers(self) -> list[str]:
+        """Convolutions and matrix products that no integer kernel will compute, by site."""
+        multiplying = [c.site for c in self.calls.calls if kind(c) in ("conv", "linear", "matmul")]
+        return [site for site in multiplying if site not in self.placement.integer]
+
+
+@torch.no_grad()
+def prepare(
+    model: nn.Module,
+    example: Inputs,
+    runtime: Runtime,
+    layers: Patterns = "*",
+    exclude: Patterns = (),
+) -> Prepared:
+    """Folds batch norms and decides where quantisers go.
+
+    Args:
+        model: changed in place.
+        example: a batch on its device.
+        runtime: table of its kernels.
+        layers: of which the weights are rounded.
+        exclude: layers that stay float, and modules whose own calls do.
+
+    Raises:
+        ModelError: not one call could be computed in integers.
+    """
+    detach_quantizers(bake(model.eval()))
+    folded = fold_batch_norms(model, example)
+    weights = holders(model, select(model, layers, exclude=exclude))
+    names = {layer.name for shared in weights for layer in shared}
+    calls, floating = look(model, example)
+    found = placement_of(model, calls, floating, names, runtime, exclude)
+    return Prepared(model, runtime, weights, calls, floating, found, folded)
+
+
+def placement_of(
+    model: nn.Module,
+    calls: Calls,
+    floating: Collection[str],
+    quantised: Collection[str],
+    runtime: Runtime,
+    exclude: Patterns = (),
+) -> Placement:
+    """Where quantisers go; for the arguments see `rarefy.quantize.placement.place`.
+
+    Raises:
+        ModelError: not one call could be computed in integers.
+    """
+    found = place(calls, floating, quantised, excluded_modules(model, exclude), runtime)
+    if not found.integer:
+        shown = ", ".join(sorted(quantised)[:5])
+        raise ModelError(
+            f"no call of the {type(model).__name__} can be computed in integers: none of its layers "
+            f"({shown}) was seen to run as a convolution or matrix product; use fixed-point, which "
+            "changes weights only"
+        )
+    return found
+
+
+def quantise_biases(model: nn.Module, placement: Placement, scales: Mapping[str, float]) -> None:
+    """Biases as 32-bit integers, but for layers that run more than once: their inputs have two scales.
+
+    Args:
+        model: its weights are stored as integers.
+        placement: of its quantisers.
+        scales: of what is fed to layers, by path.
+    """
+    runs = Counter(path for path, _ in placement.feeds)
+    for path, scale in scales.items():
+        if runs[path] == 1:
+            quantise_bias(model.get_submodule(path), scale)
+
+
+def excluded_modules(model: nn.Module, exclude: Patterns) -> set[str]:
+    """Paths of the modules that patterns mean, layers or not."""
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    fits = [matcher(p) for p in patterns if isinstance(p, str) and not p.startswith("type:")]
+    return {path for path, _ in model.named_modules() if any(fit(path) for fit in fits)}
+
+
+def spread(found: dict[str, Range], groups: Collection[tuple[str, ...]]) -> dict[str, Range]:
+    """The range of every site from that of its group's first."""
+    return {site: found[group[0]] for group in groups for site in group}
