@@ -58,6 +58,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mutual-learning": {"epochs": 1},
     "prune-transformer": {"examples": 128},
     "quantization-aware-training": {"bits": 4, "epochs": 1},
+    "entropy-penalty": {"epochs": 1, "bits": 4},
+    "rate-distortion": {"bits": 3.0, "examples": 128},
+    "equalise": {},
+    "data-free-int8": {},
 }
 
 

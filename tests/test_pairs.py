@@ -48,41 +48,49 @@ STEPS: dict[str, dict[str, object]] = {
     "mutual-learning": {"epochs": 1},
     "distill-generator": {"epochs": 1},
     "distill-without-data": {"epochs": 1, "examples": 32, "batch": 32, "steps": 3},
+    "entropy-penalty": {"epochs": 1},
+    "rate-distortion": {"examples": 64},
+    "equalise": {},
+    "data-free-int8": {},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdd
-                            wctniwqwp88pzhhcnnnldpeftalgw
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx
-fixed-point                 ...x.........................
-static-int8                 ...x.........................
-auto-int8                   ...x.........................
-half-precision              .............................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x.........................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+                            ppfrdsvhfiahfctlmsdplseppqmddered
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x
+fixed-point                 ...x.............................
+static-int8                 ...x.............................
+auto-int8                   ...x.............................
+half-precision              .................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x.............................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x.............................
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

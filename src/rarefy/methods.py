@@ -63,6 +63,14 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.quantization_aware_training:QuantizationAwareTraining",
         "train through the rounding of weights and activations to 2 to 8 bits: LSQ, PACT, straight-through",
     ),
+    "equalise": (
+        "rarefy.quantize.equalise:Equalise",
+        "fold batch norms and give neighbouring layers' channels equal ranges; the function stays",
+    ),
+    "data-free-int8": (
+        "rarefy.quantize.data_free_int8:DataFreeInt8",
+        "int8 without data: ranges from batch norms, equalised weights, corrected biases (Nagel et al. 2019)",
+    ),
     "half-precision": (
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
@@ -114,5 +122,13 @@ METHODS: dict[str, tuple[str, str]] = {
     "prune-transformer": (
         "rarefy.prune.prune_transformer:PruneTransformer",
         "heads and feed-forward neurons go by the gradients of their gates (Michel 2019; Kwon 2022)",
+    ),
+    "entropy-penalty": (
+        "rarefy.quantize.entropy_penalty:EntropyPenalty",
+        "train weights on learned grids under the price of their bits (Oktay et al. 2020)",
+    ),
+    "rate-distortion": (
+        "rarefy.quantize.rate_distortion:RateDistortion",
+        "round weights so that bits and harm together are least, one slope for all layers, no training",
     ),
 }

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounding weights to integers times a step so that error and bits together are smallest.
+
+Minimises g_r · e H eᵀ + λ · bits(q) for every row w of a layer, e = w - Δ q, with H the second moments of the
+layer's inputs and g_r how much the network's output moves with the row's. Columns are taken one after the
+other; what rounding one leaves is made up for by those still to come (Frantar, Ashkboos, Hoefler, Alistarh:
+GPTQ, 2022, arXiv 2210.17323, equations 2 and 3, with the Cholesky form of section 3.3), and of the integers
+near a value that one is taken whose error and price are least (Sze, Budagavi: rate-distortion optimised
+quantisation, as in video coding).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+LARGEST = 500
+"""Integers reach from -500 to 500, so that the weight coder may use contexts."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What rounding a layer needs beside its weight.
+
+    Attributes:
+        order: (G, n) columns, those that matter most first.
+        upper: (G, n, n) Cholesky factor U of the inverse of H in that order, H⁻¹ = Uᵀ U.
+        gain: (G, r) how much a row's error counts.
+    """
+
+    order: Tensor
+    upper: Tensor
+    gain: Tensor
+
+
+def prepare(H: Tensor, gain: Tensor, damping: float = 0.01) -> Sweep:
+    """Factorises second moments.
+
+    Args:
+        H: (G, n, n) mean products of inputs.
+        gain: (G, r), positive.
+        damping: added to the diagonal, times its mean.
+    """
+    n = H.shape[-1]
+    scale = H.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
+    ridge = damping * scale.view(-1, 1, 1) * torch.eye(n, dtype=H.dtype, device=H.device)
+    order = H.diagonal(dim1=-2, dim2=-1).argsort(-1, descending=True)
+    ordered = (H + ridge).gather(1, order.unsqueeze(2).expand_as(H))
+    ordered = ordered.gather(2, order.unsqueeze(1).expand_as(H))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+    return Sweep(order, torch.linalg.cholesky(inverse).mT, gain)
+
+
+def step_for(sweep: Sweep, slope: float) -> float:
+    """The step at which a bit more or less is worth `slope`: Δ² = 6 λ / (ln 2 · curvature).
+
+    At a high rate the error of a weight is Δ² / 12 times its curvature g_r / U_jj² and falls to a quarter
+    for every bit; the curvatures' geometric mean stands for all.
+    """
+    log = torch.log(sweep.gain.double().clamp(min=1e-30)).mean()
+    log = log - 2 * torch.log(sweep.upper.diagonal(dim1=-2, dim2=-1).double()).mean()
+    return float(torch.exp(0.5 * (torch.tensor(6 * slope / 0.6931471805599453).log() - log)))
+
+
+def prices_of(codes: Tensor) -> Tensor:
+    """Bits of the integers -LARGEST … LARGEST under their own smoothed, even law, (2 LARGEST + 1,)."""
+    sizes = torch.bincount(codes.abs().flatten().clamp(max=LARGEST), minlength=LARGEST + 1).double()
+    total = sizes.sum()
+    mean = float((sizes * torch.arange(LARGEST + 1)).sum() / total)
+    ratio = mean / (1 + mean)  # of a geometric law with this mean, which fills the gaps
+    law = (1 - ratio) * ratio ** torch.arange(LARGEST + 1, dtype=torch.float64)
+    chance = (sizes + 4 * law + 1e-9) / (total + 4)
+    bits = -chance.log2()
+    bits[1:] += 1
+    return torch.cat([bits[1:].flip(0), bits]).to(torch.float32)
+
+
+def round_column(x: Tensor, weight: Tensor, slope: float, bits: Tensor) -> Tensor:
+    """The cheapest integers for one column, same shape as x, float.
+
+    Args:
+        x: (G, r) values in steps.
+        weight: (G, r) what a squared error of one step costs.
+        slope: what a bit costs.
+        bits: see `prices_of`.
+    """
+    best = near = x.round().clamp(-LARGEST, LARGEST)
+    least = weight * (x - near) ** 2 + slope * bits[(near + LARGEST).long()]
+    for candidate in (near - near.sign(), torch.zeros_like(near)):
+        cost = weight * (x - candidate) ** 2 + slope * bits[(candidate + LARGEST).long()]
+        better = cost < least
+        best, least = torch.where(better, candidate, best), torch.where(better, cost, least)
+    return best
+
+
+@torch.no_grad()
+def priced_codes(W: Tensor, sweep: Sweep, step: float, slope: float, bits: Tensor) -> Tensor:
+    """Integers q with W ~ step · q, int32 (G, r, n).
+
+    Args:
+        W: (G, r, n).
+        sweep: of the layer.
+        step: Δ.
+        slope: λ, what a bit costs in terms of g · e H eᵀ.
+        bits: price of every integer.
+    """
+    order = sweep.order.unsqueeze(1).expand_as(W)
+    rest = W.gather(2, order).float().clone()
+    U, n = sweep.upper.float(), W.shape[2]
+    codes = torch.empty_like(rest)
+    gain = sweep.gain.float()
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        errors = torch.empty_like(rest[:, :, start:stop])
+        for j in range(start, stop):
+            d = U[:, j, j].unsqueeze(1)  # (G, 1)
+            value = rest[:, :, j]
+            q = round_column(value / step, gain * (step / d) ** 2, slope, bits)
+            codes[:, :, j] = q
+            error = (value - step * q) / d
+            errors[:, :, j - start] = error
+            rest[:, :, j + 1 : stop] -= error.unsqueeze(2) * U[:, j, j + 1 : stop].unsqueeze(1)
+        rest[:, :, stop:] -= errors @ U[:, start:stop, stop:]
+    return torch.empty_like(codes).scatter_(2, order, codes).to(torch.int32)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates are met in the file, harm is less than that of plain rounding, one slope rules all layers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rarefy.measure.quality import evaluate
+from rarefy.quantize.priced_rounding import (
+    LARGEST,
+    prepare,
+    priced_codes,
+    prices_of,
+    round_column,
+    step_for,
+)
+from rarefy.quantize.rate_distortion import RateDistortion, stored_bits
+from rarefy.quantize.row_gains import gradient_energy, grouped
+from rarefy.select import select
+from rarefy.step import Context
+from rarefy.store.coding import encode_tensor
+from rarefy.task import Task
+
+
+def made(n: int = 24, rows: int = 16) -> tuple[Tensor, Tensor]:
+    """A weight (1, rows, n) and second moments of correlated inputs (1, n, n)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, n, generator=generator) @ torch.randn(n, n, generator=generator)
+    return torch.randn(1, rows, n, generator=generator), (x.T @ x / 500).double().unsqueeze(0)
+
+
+def harm(W: Tensor, codes: Tensor, step: float, H: Tensor) -> float:
+    e = (W - step * codes).double()
+    return float(((e @ H) * e).sum())
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    _, H = made()
+    sweep = prepare(H, torch.ones(1, 16), damping=1e-9)
+    order = sweep.order[0]
+    inverse = torch.linalg.inv(H[0][order][:, order])
+    U = sweep.upper[0]
+    assert torch.allclose(U.T @ U, inverse, rtol=1e-4)
+    assert torch.equal(U, U.triu())
+
+
+def test_without_a_price_and_correlations_it_is_plain_rounding() -> None:
+    W, _ = made()
+    sweep = prepare(torch.eye(24).double().unsqueeze(0), torch.ones(1, 16))
+    codes = priced_codes(W, sweep, 0.3, 0.0, torch.zeros(2 * LARGEST + 1))
+    assert torch.equal(codes, (W / 0.3).round().int())
+
+
+def test_making_up_for_errors_beats_plain_rounding() -> None:
+    W, H = made()
+    free = torch.zeros(2 * LARGEST + 1)
+    codes = priced_codes(W, prepare(H, torch.ones(1, 16)), 0.5, 0.0, free)
+    assert harm(W, codes, 0.5, H) < 0.5 * harm(W, (W / 0.5).round(), 0.5, H)
+
+
+def test_a_column_takes_the_cheapest_of_its_neighbours() -> None:
+    bits = prices_of(torch.tensor([0] * 90 + [1, -1, 2, -2, 3] * 2))
+    x = torch.linspace(-3.4, 3.4, 41).view(1, -1)
+    for slope in (0.0, 0.05, 0.5):
+        found = round_column(x, torch.ones(1, 1), slope, bits)
+        grid = torch.arange(-LARGEST, LARGEST + 1).view(-1, 1)
+        best = ((x - grid) ** 2 + slope * bits.view(-1, 1)).amin(0)
+        spent = ((x - found) ** 2 + slope * bits[(found + LARGEST).long()])[0]
+        assert torch.allclose(spent, best, atol=0.02 + 0.3 * slope)
+        assert (
+            spent <= (x - x.round())[0] ** 2 + slope * bits[(x[0].round() + LARGEST).long()]
+        ).all()
+
+
+@pytest.mark.parametrize("curvature", [0.01, 1.0, 50.0])
+def test_the_step_follows_the_slope(curvature: float) -> None:
+    H = curvature * torch.eye(8).double().unsqueeze(0)
+    sweep = prepare(H, torch.ones(1, 4), damping=1e-12)
+    assert step_for(sweep, 0.1) == pytest.approx((0.6 / np.log(2) / curvature) ** 0.5, rel=1e-4)
+
+
+def test_prices_are_code_lengths() -> None:
+    codes = torch.tensor([0, 0, 0, 0, 1, -1, 1, -1])
+    bits = prices_of(codes)
+    assert float(torch.exp2(-bits).sum()) == pytest.approx(1, abs=1e-3)
+    assert float(bits[LARGEST]) < float(bits[LARGEST + 1]) < float(bits[LARGEST + 9])
+    assert torch.equal(bits, bits.flip(0))
+
+
+def test_energy_of_a_linear_layer_is_that_of_its_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False))
+    x = torch.randn(4000, 3)
+    found = gradient_energy(model, x.split(500), select(model), 0)["0"]
+    assert torch.allclose(found.float(), x.square().mean(0).expand(4, 3), rtol=0.15)
+
+
+@pytest.mark.parametrize("bits", [1.0, 2.5])
+def test_the_file_takes_what_was_asked_for(bits: float, digits: tuple[nn.Module, Task]) -> None:
+    model, task = digits
+    context = Context(task, copy.deepcopy(model), torch.device("cpu"), 0, {})
+    before = evaluate(model, task).value
+    found = RateDistortion(bits=bits).apply(model, context)
+    layers = select(found)
+    spent = sum(stored_bits(layer) for layer in layers)
+    spent += sum(8 * len(encode_tensor(x.module.bias.detach().numpy())) for x in layers)
+    weights = sum(grouped(layer.weight).numel() for layer in layers)
+    assert spent == pytest.approx(bits * weights, rel=0.05)
+    assert context.record["bits"] == spent
+    assert evaluate(found, task).value >= before - (0.03 if bits < 2 else 0.01)
+    assert len(set(context.record["steps"].values())) > 1
