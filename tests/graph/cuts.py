@@ -6,7 +6,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Coupling, Group, couple
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.groups import Group
 from rarefy.graph.proof import Outcome, cut
 from rarefy.task import Inputs
 

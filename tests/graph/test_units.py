@@ -6,7 +6,8 @@ import torch
 from tests.graph.random_networks import RandomNet
 from torch import Tensor
 
-from rarefy.graph.coupling import Group, Member, couple
+from rarefy.graph.coupling import couple
+from rarefy.graph.groups import Group, Member
 from rarefy.graph.units import along_axis, members, scatter_units, unit_counts, unit_sums
 
 

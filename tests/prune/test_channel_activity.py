@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rarefy.graph.coupling import Group, couple
+from rarefy.graph.coupling import couple
+from rarefy.graph.groups import Group
 from rarefy.graph.proof import cut
 from rarefy.prune import channel_activity as activity
 from rarefy.prune.channel_sites import path_of, visible_sites

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Coupling, Group, couple
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.groups import Group
 from rarefy.graph.proof import cut
 from rarefy.measure.counts import macs, parameters
 from rarefy.prune import channel_allocation as allocation

@@ -6,8 +6,8 @@ of a convolution. Units that touch the same axes of the same parameters form a g
 may be taken.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,53 +16,12 @@ from torch import Tensor, nn
 
 from rarefy.errors import ModelError, described
 from rarefy.graph.book import Book
-from rarefy.graph.families import even, families
+from rarefy.graph.families import even, steps
 from rarefy.graph.follow import follow
+from rarefy.graph.groups import Group, groups_of
 from rarefy.graph.labels import FIXED
 from rarefy.graph.sizes import Wired
 from rarefy.task import Inputs
-
-
-@dataclass(frozen=True)
-class Member:
-    """One axis of a parameter or buffer that a group touches.
-
-    Attributes:
-        name: of the parameter.
-        axis: of it.
-        role: ``"out"`` if the axis names what a layer gives, ``"in"`` what it reads, ``"along"`` for norms,
-            biases and everything else that stands beside the channels.
-        places: positions along the axis, shape (m,).
-        units: unit of the group that each belongs to, shape (m,).
-    """
-
-    name: str
-    axis: int
-    role: str
-    places: Tensor
-    units: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units that can be cut one by one.
-
-    Attributes:
-        name: of the first layer that gives them.
-        classes: the label class of each unit, shape (size,).
-        members: every axis that shrinks with them.
-        family: number of the family; groups of one family shrink by the same share.
-    """
-
-    name: str
-    classes: Tensor
-    members: tuple[Member, ...]
-    family: int = 0
-
-    @property
-    def size(self) -> int:
-        """How many units there are."""
-        return len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -141,9 +100,46 @@ def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Co
         for module, mode in was.items():
             module.training = mode
     hold(book, list(keep))
+    groups = settled(book, wired)
+    return Coupling(groups, book.barriers, book, tuple(wired), places)
+
+
+def settled(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
+    """The groups, after every grid has chosen the axis along which it is cut.
+
+    Families that can't shrink at all, because their groups' sizes have no common divisor, turn their grids:
+    attention that can't lose heads loses dimensions of all heads. Where that helps nobody the first choice
+    stays.
+    """
+    first = book.labels.unsettled()
     book.labels.settle()
-    book.labels.flush()
-    return Coupling(groups_of(book, wired), book.barriers, book, tuple(wired), places)
+    groups = groups_of(book, wired)
+    stuck = stuck_families(groups)
+    if not stuck:
+        return groups
+    own = {int(c) for g in groups if g.family in stuck for c in g.classes}
+    taken = torch.zeros(book.labels.count, dtype=torch.bool)
+    taken[list(own)] = True
+    for block, twin in zip(book.labels.blocks, first.blocks, strict=True):
+        inside = block.labels[block.labels != FIXED]
+        twin.chosen = block.chosen
+        if bool(taken[book.labels.roots[inside]].any()):
+            twin.turn()
+    before, book.labels = book.labels, first
+    book.labels.settle()
+    turned = groups_of(book, wired)
+    if len(stuck_families(turned)) < len(stuck):
+        return turned
+    book.labels = before
+    return groups
+
+
+def stuck_families(groups: Sequence[Group]) -> set[int]:
+    """Families of several units that have no common step."""
+    sizes: dict[int, list[int]] = {}
+    for group in groups:
+        sizes.setdefault(group.family, []).append(group.size)
+    return {name for name, each in sizes.items() if max(each) > 1 and steps(each) == 1}
 
 
 def hold(book: Book, patterns: list[str]) -> None:
@@ -154,92 +150,3 @@ def hold(book: Book, patterns: list[str]) -> None:
             for axis, labels in enumerate(axes):
                 if book.roles.get((name, axis)) != "in":
                     book.labels.fix(labels)
-
-
-def groups_of(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
-    """Sorts the free classes by the axes that they touch."""
-    labels = book.labels
-    axes, axis_of, place_of, root_of = touched(book)
-    if not len(root_of):
-        return ()
-    kinds = kinds_of(axis_of, root_of, labels.count)
-    order = torch.argsort(kinds[root_of] * len(axes) + axis_of, stable=True)
-    kind, axis = kinds[root_of[order]], axis_of[order]
-    numbers = torch.full((labels.count,), -1)
-    found = [(kinds == i).nonzero()[:, 0] for i in range(int(kinds.max()) + 1)]
-    for classes in found:
-        numbers[classes] = torch.arange(len(classes))
-    members: list[list[Member]] = [[] for _ in found]
-    starts = (torch.diff(kind * len(axes) + axis) != 0).nonzero()[:, 0] + 1
-    for part in torch.tensor_split(order, starts):
-        if len(part):
-            name, along = axes[int(axis_of[part[0]])]
-            role = book.roles.get((name, along), "along")
-            members[int(kinds[root_of[part[0]]])].append(
-                Member(name, along, role, place_of[part], numbers[root_of[part]])
-            )
-    related = families([len(classes) for classes in found], kinds, wired, labels)
-    groups = [
-        Group(named(each), classes, tuple(each), family)
-        for classes, each, family in zip(found, members, related, strict=True)
-        if any(m.role == "out" for m in each)
-    ]
-    return tuple(unique_names(groups))
-
-
-def touched(book: Book) -> tuple[list[tuple[str, int]], Tensor, Tensor, Tensor]:
-    """Every position of a parameter that may be cut.
-
-    Returns:
-        The axes (parameter, axis); and for each position the number of its axis, its place along it and its
-        class, shapes (m,).
-    """
-    labels = book.labels
-    names = [(name, axis) for name, each in book.parameters.items() for axis in range(len(each))]
-    own = [each for axes in book.parameters.values() for each in axes]
-    sizes = torch.tensor([len(each) for each in own], dtype=torch.long)
-    every = torch.cat([*own, torch.zeros(0, dtype=torch.long)])
-    axis_of = torch.repeat_interleave(torch.arange(len(own)), sizes)
-    place_of = torch.arange(len(every)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    able = (every != FIXED).logical_and(labels.free[every])
-    return names, axis_of[able], place_of[able], labels.roots[every[able]]
-
-
-def kinds_of(axis_of: Tensor, root_of: Tensor, count: int) -> Tensor:
-    """For every class the number of its group, -1 for those that can't be cut, shape (count,).
-
-    Classes belong together if they touch the same axes; a set of axes is told by a sum of random numbers.
-    """
-    kinds = torch.full((count,), -1)
-    if not len(root_of):
-        return kinds
-    many = int(axis_of.max()) + 1
-    pairs = (root_of * many + axis_of).unique()
-    roots, axes = pairs // many, pairs % many
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(-(2**62), 2**62, (many,), generator=generator)
-    sums = torch.zeros(count, dtype=torch.long).index_add_(0, roots, signs[axes])
-    classes = roots.unique()
-    _, which = sums[classes].unique(return_inverse=True)
-    first = torch.full((int(which.max()) + 1,), count).scatter_reduce(0, which, classes, "amin")
-    rank = torch.empty_like(first)
-    rank[first.argsort()] = torch.arange(len(first))
-    kinds[classes] = rank[which]
-    return kinds
-
-
-def named(members: list[Member]) -> str:
-    """The layer after which a group is called."""
-    first = next((m for m in members if m.role == "out"), members[0])
-    return first.name.rpartition(".")[0] or first.name
-
-
-def unique_names(groups: list[Group]) -> list[Group]:
-    """Groups of one layer are told apart by a number."""
-    seen: dict[str, int] = {}
-    result = []
-    for group in groups:
-        number = seen[group.name] = seen.get(group.name, -1) + 1
-        name = f"{group.name}#{number}" if number else group.name
-        result.append(replace(group, name=name))
-    return result

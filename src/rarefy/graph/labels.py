@@ -6,6 +6,7 @@ travel beside the tensors; where an operator forces two axes to stay equal their
 one class at the end is cut together.
 """
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,7 @@ class Block:
             are cut along it together or not at all.
         prefer: the axis to cut along if that is possible.
         rank: blocks of a lower rank choose first.
+        chosen: the axis that `Labels.settle` chose.
     """
 
     labels: Tensor
@@ -39,6 +41,12 @@ class Block:
     shared: tuple[int, object] | None = None
     prefer: int | None = None
     rank: int = 2
+    chosen: int = 0
+
+    def turn(self) -> None:
+        """Makes the block prefer another axis than it was given."""
+        open_axes = [i for i in range(self.labels.dim()) if i not in self.locked | {self.chosen}]
+        self.prefer = open_axes[0] if open_axes else self.prefer
 
 
 class Labels:
@@ -94,8 +102,17 @@ class Labels:
         self.flush()
         for family in sorted(families.values(), key=lambda f: f[0].rank):
             for block, axis in zip(family, self.choose(family), strict=True):
+                block.chosen = axis
                 self.tie(block, axis)
                 self.flush()
+
+    def unsettled(self) -> "Labels":
+        """A copy in which no block has been settled, if `settle` was not called yet."""
+        self.flush()
+        twin = copy.copy(self)
+        twin.roots, twin.free = self.roots.clone(), self.free.clone()
+        twin.pairs, twin.kept, twin.blocks = [], [], [copy.copy(b) for b in self.blocks]
+        return twin
 
     def choose(self, family: list[Block]) -> list[int]:
         """The axis for each of some blocks that are cut along their shared axis together or not at all."""

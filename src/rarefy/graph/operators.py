@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from rarefy.graph.book import Book
-from rarefy.graph.fields import Fields, axes_of
-from rarefy.graph.joins import combine
+from rarefy.graph.fields import Fields, along, axes_of
+from rarefy.graph.joins import combine, fresh_slices
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,25 @@ def rule_of(run: Run) -> Rule | None:
 
 
 def only(book: Book, tensor: Tensor, keep: Sequence[int]) -> Fields:
-    """The labels of a tensor that vary along given axes alone; what varies along others is fixed."""
+    """The labels of a tensor along given axes; along the others nothing can be cut."""
+    return kept_on(book, book.fields(tensor), keep)
+
+
+def kept_on(book: Book, fields: Fields, keep: Sequence[int]) -> Fields:
+    """What is left of labels if nothing may be cut but along given axes.
+
+    A grid that varies along one of these axes and along others may lose whole slices along the former.
+    """
     kept = []
-    for labels in book.fields(tensor):
-        if set(axes_of(labels)) <= set(keep):
+    for labels in fields:
+        left = [a for a in axes_of(labels) if a in keep]
+        gone = [a for a in axes_of(labels) if a not in keep]
+        if not gone:
             kept.append(labels)
+        elif len(left) == 1:
+            slices = fresh_slices(book, labels, left[0])
+            book.block(labels, {left[0]: slices}, locked=gone)
+            kept.append(slices.reshape(along(len(slices), left[0], labels.dim())))
         else:
             book.labels.fix(labels)
     return tuple(kept)

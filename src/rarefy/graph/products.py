@@ -6,7 +6,7 @@ from torch import Tensor
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, along, axes_of, compact
 from rarefy.graph.joins import combine, reduce
-from rarefy.graph.operators import Run, only, rule
+from rarefy.graph.operators import Run, kept_on, only, rule
 
 
 def note_roles(book: Book, tensor: Tensor, summed: int) -> None:
@@ -69,7 +69,10 @@ def convolved(book: Book, run: Run) -> None:
     x, w, groups = run["input"], run["weight"], run["groups"]
     backwards = bool(run["transposed"])
     note_roles(book, w, 0 if backwards else 1)
-    channels = vector(only(book, x, [1]), 1)
+    single = single_axes(run)
+    passing = [f for f in book.fields(x) if set(axes_of(f)) <= single]
+    met = tuple(f for f in book.fields(x) if not set(axes_of(f)) <= single)
+    channels = vector(kept_on(book, met, [1]), 1)
     first, second = (vector(only(book, w, [0, 1]), axis) for axis in (0, 1))
     n_out = run.out.shape[1]
     if backwards:
@@ -87,7 +90,13 @@ def convolved(book: Book, run: Run) -> None:
         bias_fields = tuple(f.reshape(along(n_out, 1, run.out.dim())) for f in book.fields(bias))
         sides = (tuple(found), run.out.shape), (bias_fields, along(n_out, 1, run.out.dim()))
         found = combine(book, sides, run.out.dim())
-    book.put(run.out, found)
+    book.put(run.out, [*found, *passing])
+
+
+def single_axes(run: Run) -> set[int]:
+    """The axes of a convolution's input along which every position is worked on by itself."""
+    window = zip(run["weight"].shape[2:], run["stride"], run["padding"], strict=True)
+    return {2 + i for i, each in enumerate(window) if each == (1, 1, 0)}
 
 
 def vector(fields: Fields, axis: int) -> Tensor | None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import described
-from rarefy.graph.coupling import Coupling, Group
+from rarefy.graph.coupling import Coupling
+from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with, shake
 from rarefy.graph.surgery import apply, plan, sliced
 from rarefy.task import Inputs

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
-from rarefy.graph.coupling import Coupling, Group
+from rarefy.graph.coupling import Coupling
 from rarefy.graph.fields import kept_along
+from rarefy.graph.groups import Group
 from rarefy.graph.numbers import Attribute, Extent, Lookup, Source
 from rarefy.graph.sizes import Wired
 

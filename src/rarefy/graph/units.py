@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group, Member
+from rarefy.graph.groups import Group, Member
 
 ROLES = ("out", "along")
 """The axes that give channels, and those that stand beside them."""

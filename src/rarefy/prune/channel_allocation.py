@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Coupling, Group
+from rarefy.graph.coupling import Coupling
+from rarefy.graph.groups import Group
 from rarefy.graph.units import unit_counts, unit_sums
 from rarefy.loops.modes import evaluating
 from rarefy.prune.allocation import global_, keep_largest, lamp_scores

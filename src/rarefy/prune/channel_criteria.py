@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.graph.units import unit_sums
 from rarefy.loops.gradients import batch_gradients
 from rarefy.loops.modes import device_of

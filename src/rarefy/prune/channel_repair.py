@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from rarefy.graph.coupling import Coupling, Group
+from rarefy.graph.coupling import Coupling
+from rarefy.graph.groups import Group
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.prune.channel_activity import maps_of
 from rarefy.prune.channel_allocation import Cuts

@@ -8,7 +8,7 @@ computed from weights is `rarefy.prune.scores`' business; here it is brought fro
 import torch
 from torch import Tensor
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 
 
 def filters(group: Group, values: dict[str, Tensor]) -> Tensor:

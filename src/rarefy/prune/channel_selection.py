@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from rarefy.errors import ModelError
-from rarefy.graph.coupling import Coupling, Group
+from rarefy.graph.coupling import Coupling
+from rarefy.graph.groups import Group
 from rarefy.prune.channel_sites import path_of
 from rarefy.select import select
 from rarefy.step import Patterns

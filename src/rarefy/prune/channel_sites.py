@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.modes import evaluating
 from rarefy.task import call
 

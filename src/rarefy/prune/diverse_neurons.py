@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.ridge import ridge_solve
 from rarefy.prune.readers import Reader
 from rarefy.prune.reconstruction import Reconstruction, Samples

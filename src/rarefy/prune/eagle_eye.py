@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rarefy.errors import ModelError
 from rarefy.export.inputs import first_examples
-from rarefy.graph.coupling import Coupling, Group, couple
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.groups import Group
 from rarefy.graph.proof import cut
 from rarefy.loops.norms import reestimate_norms
 from rarefy.loops.progress import bar, silent

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.matrix import matrix_of
 from rarefy.loops.ridge import ridge_solve
 from rarefy.prune.by_group import Cutting

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.statistics import Covariance
 from rarefy.prune.readers import Reader
 from rarefy.prune.reconstruction import Reconstruction, Samples

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.blocks import Block, blocks_of, record
 from rarefy.loops.modes import evaluating
 from rarefy.prune.penalties import Part

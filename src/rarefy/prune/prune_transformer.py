@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.graph.units import unit_counts, unit_sums
 from rarefy.loops.gradients import batch_gradients
 from rarefy.measure.quality import batches_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.graph.masked import outputs_with
 from rarefy.graph.proof import TOLERANCE, difference
 from rarefy.loops.gather import Side, gather

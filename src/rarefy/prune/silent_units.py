@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Coupling, Group, couple
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with
 from rarefy.graph.proof import TOLERANCE, Outcome, cut, difference
 from rarefy.graph.units import unit_sums

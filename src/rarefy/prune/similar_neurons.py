@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
 from rarefy.graph.fold import fold_batch_norms
+from rarefy.graph.groups import Group
 from rarefy.prune.by_group import Cutting, prune_by_group, share_of
 from rarefy.prune.readers import Reader, readers_of
 from rarefy.step import Context, Count, OpenFraction, Patterns, Step

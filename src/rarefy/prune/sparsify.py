@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError, RecipeError
-from rarefy.graph.coupling import Group, couple
+from rarefy.graph.coupling import couple
+from rarefy.graph.groups import Group
 from rarefy.loops.blocks import put_module
 from rarefy.loops.training import DescentStep
 from rarefy.prune import penalties

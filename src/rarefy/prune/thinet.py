@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rarefy.graph.coupling import Group
+from rarefy.graph.groups import Group
 from rarefy.loops.optimise import Training
 from rarefy.loops.repair import repair
 from rarefy.prune.readers import Reader

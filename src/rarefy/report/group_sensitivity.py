@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from rarefy.graph.coupling import Coupling, Group, couple
+from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.groups import Group
 from rarefy.graph.proof import cut
 from rarefy.graph.units import unit_counts
 from rarefy.loops.modes import device_of
