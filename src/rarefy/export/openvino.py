@@ -140,8 +140,9 @@ def opened(core: Any, path: str, settings: dict[str, Any], called: str) -> Any:
         model = core.read_model(path)
     except Exception as error:
         text = sentence(error)
-        if "not supported" in text or "conversion is failed" in text.lower():
-            raise ModelError(f"OpenVINO can't run {called}: {text}") from error
+        if "fully converted" in text or "not supported" in text:
+            reason = text.partition("Summary: ")[2] or text
+            raise ModelError(f"OpenVINO can't run {called}: {reason}") from error
         raise FileError(f"{called} is no ONNX file that OpenVINO reads: {text}") from error
     try:
         return core.compile_model(model, "CPU", settings)

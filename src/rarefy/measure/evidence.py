@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known about a finished compression: stages, parity, latency, layers, classes."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import nn
 
 from rarefy.errors import RuntimeParityError
 from rarefy.export.artefact import Artefact
-from rarefy.export.parity import Parity, check_parity
+from rarefy.export.lint import lint, told
+from rarefy.export.parity import Parity, check_parity, is_quantised
 from rarefy.export.runtimes import open_program
 from rarefy.measure.counts import layers
 from rarefy.measure.energy import inference_energy
@@ -94,6 +96,7 @@ class Evidence:
         time_stages(stages, self.programs, self.task.example, self.runtime, threads)
         for stage in stages:
             stage["energy_uj"] = inference_energy(stage["macs"], stage["bytes"]["onnx"])
+        products = lint(artefact.program, self.runtime) if is_quantised(self.model) else []
         return {
             "environment": environment(threads, self.runtime),
             "stages": stages,
@@ -104,7 +107,11 @@ class Evidence:
                 for number, fact in enumerate(self.facts)
                 if fact["record"].get("training")
             },
-            "notes": [note for fact in self.facts for note in remarks(fact)],
+            "notes": [
+                *(note for fact in self.facts for note in remarks(fact)),
+                *told(products, self.runtime),
+            ],
+            "kernels": [dataclasses.asdict(product) for product in products],
             **self.classes(quality),
         }
 
@@ -132,6 +139,9 @@ class Evidence:
         scratch.unlink()
         before = {layer.name: layer for layer in layers(self.original)}
         modules = dict(self.original.named_modules())
+        noise: dict[str, float] = {}
+        for fact in self.facts:
+            noise |= fact["record"].get("sqnr_db", {})
         rows = []
         for layer in layers(self.model):
             prefix = f"{layer.name}."
@@ -146,6 +156,7 @@ class Evidence:
                     "nonzero": layer.nonzero,
                     "distinct": layer.distinct,
                     "form": layer.form,
+                    "sqnr_db": noise.get(layer.name),
                     "bytes_before": sum(p.numel() * p.element_size() for p in held),
                     "bytes_after": sum(
                         size for name, size in coded.items() if name.startswith(prefix)

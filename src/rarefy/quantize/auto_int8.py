@@ -29,7 +29,7 @@ class AutoInt8(StaticInt8):
     Attributes:
         loss: the most that the metric may lose on validation data; without labels or validation data, the
             share of calibration examples that may get another answer.
-        bits, range, percentile, weight_range, overflow, runtime, examples, layers, exclude: as for static
+        bits, range, percentile, weight_range, overflow, runtime, correct, examples, layers, exclude: as for static
             int8, see `rarefy.quantize.static_int8.StaticInt8`.
     """
 
@@ -107,7 +107,7 @@ class AutoInt8(StaticInt8):
         """The integer calls that hold a weight, those that do most harm by themselves first."""
         prepared, ranges = self.ready(model, context)
         how = prepared.rounding(ranges, **self.weights())
-        sites = [site for site in how.readers if how.weight(site.rpartition(":")[0]) is not None]
+        sites = [site for site in how.readers if site.rpartition(":")[0] in how.holding]
         return output_damage(model, self.few(context, TRIED)[0], how, sites)
 
     def judge(self, model: nn.Module, context: Context) -> Callable[[nn.Module], float]:

@@ -25,12 +25,14 @@ class Rounding:
         ranges: by the first site of a group.
         grid: of activations.
         weight: from a module's path to its rounded weight, or None if it holds none.
+        holding: paths of the modules that hold one.
     """
 
     readers: Mapping[str, Reader]
     ranges: Mapping[str, Range]
     grid: Grid
     weight: Callable[[str], Tensor | None]
+    holding: Collection[str]
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Noise:
 
     def add(self, exact: Tensor, found: Tensor) -> None:
         """Takes in one result."""
-        self.signal += float(exact.double().square().sum())
-        self.error += float((found.double() - exact.double()).square().sum())
+        self.signal += float(torch.linalg.vector_norm(exact)) ** 2
+        self.error += float(torch.linalg.vector_norm(found - exact)) ** 2
 
     @property
     def decibels(self) -> float:

@@ -29,6 +29,7 @@ class Runtime:
         pairwise: kernels that read two or more activations and no weight.
         single: kernels that read one activation.
         float_output: of these, the ones whose result may stay float.
+        float_clips: whether a result may also stay float where a clip follows.
         moving: operators that only move values, so both sides must have the same scale.
         copying: float operators that leave values as they are: their sides share a scale if both have one.
         clipping: operators that vanish into the quantiser behind them.
@@ -50,6 +51,7 @@ class Runtime:
     joining: frozenset[str]
     silent: frozenset[str] = frozenset({"dropout", "contiguous", "detach", "clone", "alias"})
     absorbed: frozenset[str] = frozenset({"pad"})
+    float_clips: bool = True
     activations: Grid = UINT8
     bias: str = "int32"
 
@@ -70,6 +72,7 @@ ONNXRUNTIME_CPU = Runtime(
     copying=frozenset({"pad"}),
     clipping=frozenset({"relu", "hardtanh"}),
     joining=frozenset({"cat"}),
+    float_clips=False,
 )
 
 # Its kernels give floats where nothing quantises their result, so a sum reads the convolution before it
@@ -80,6 +83,7 @@ OPENVINO = replace(
     pairwise=frozenset({"matmul", "cat"}),
     single=frozenset({"avg_pool"}),
     float_output=frozenset({"conv", "linear", "matmul", "cat", "avg_pool"}),
+    float_clips=True,
 )
 
 # Signed and symmetric throughout; biases stay float, its parser takes no others.
@@ -89,6 +93,7 @@ TENSORRT = replace(
     pairwise=frozenset({"add", "matmul"}),
     single=frozenset({"avg_pool"}),
     float_output=frozenset({"conv", "linear", "matmul", "add", "avg_pool"}),
+    float_clips=True,
     activations=Grid(8, signed=True, symmetric=True),
     bias="float",
 )

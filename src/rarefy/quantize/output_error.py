@@ -96,9 +96,9 @@ class ReaderWatcher(CallWatcher):
 
         x = leaves[place]
         exact = result(x)
-        size = exact.double().square().sum().clamp(min=1e-30)
+        size = torch.linalg.vector_norm(exact).clamp(min=1e-30)
         errors = [
-            (result(rounded(x, found, self.grid)) - exact).double().square().sum() / size
+            (torch.linalg.vector_norm(result(rounded(x, found, self.grid)) - exact) / size).square()
             for found in self.errors.candidates[group]
         ]
         self.errors.add(group, torch.stack(errors).cpu())

@@ -96,10 +96,16 @@ def has_kernel(item: Call, flow: Flow, quantised: Collection[str], runtime: Runt
 
 def only_leaves(item: Call, flow: Flow, runtime: Runtime) -> bool:
     """Whether a kernel that can't give floats would have to, because nothing but the caller reads it."""
-    ends = made_by(item, flow, runtime)
-    return kind(item) not in runtime.float_output and all(
+    made, ends = [v for v in flow.values if v.maker is item], made_by(item, flow, runtime)
+    clipped = bool(made) and vanishes(made[0], runtime)
+    return not gives_floats(item, clipped, runtime) and all(
         value.leaves and not value.readers for value in ends
     )
+
+
+def gives_floats(item: Call, clipped: bool, runtime: Runtime) -> bool:
+    """Whether the kernel of a call can leave its result float, where it is clipped or not."""
+    return kind(item) in runtime.float_output and (runtime.float_clips or not clipped)
 
 
 def made_by(item: Call, flow: Flow, runtime: Runtime) -> list[Value]:
@@ -115,14 +121,16 @@ def must_leave(value: Value, flow: Flow, integer: Collection[str], runtime: Runt
     maker = value.maker
     if maker is None or (value.leaves and not value.readers):
         return False
-    if kind(maker) in runtime.clipping:
+    clipped = kind(maker) in runtime.clipping
+    if clipped:
         source = flow.read[maker.site][0]
         if source is None or not vanishes(source, runtime):
             return False
         maker = source.maker
     elif vanishes(value, runtime):
         return False
-    return maker is not None and maker.site in integer and kind(maker) not in runtime.float_output
+    made = maker is not None and maker.site in integer
+    return made and maker is not None and not gives_floats(maker, clipped, runtime)
 
 
 def vanishes(value: Value, runtime: Runtime) -> bool:

@@ -70,7 +70,7 @@ class Prepared:
                 return None
             return coded_weight(holding[path], scales, **how).dequantised()  # type: ignore[arg-type]
 
-        return Rounding(self.readers(), ranges, self.runtime.activations, weight)
+        return Rounding(self.readers(), ranges, self.runtime.activations, weight, set(holding))
 
     def codes(self, ranges: dict[str, Range], **how: object) -> Iterator[tuple[list[Layer], Codes]]:
         """Every weight as integers, one after the other."""

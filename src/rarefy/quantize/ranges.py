@@ -108,11 +108,5 @@ def choose_range(
 
 def range_candidates(histogram: Histogram, grid: Grid) -> list[tuple[float, float]]:
     """The distinct ranges of all choices, the widest first."""
-    tails = (99.999, 99.99, 99.9)
-    found = [
-        choose_range(histogram, "minmax", grid),
-        *(choose_range(histogram, "percentile", grid, share) for share in tails),
-        choose_range(histogram, "mse", grid),
-        choose_range(histogram, "entropy", grid),
-    ]
-    return list(dict.fromkeys(found))
+    ways: tuple[Choice, ...] = ("minmax", "percentile", "mse", "entropy")
+    return list(dict.fromkeys(choose_range(histogram, way, grid) for way in ways))

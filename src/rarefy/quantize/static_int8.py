@@ -19,6 +19,7 @@ from rarefy.measure.quality import batches_of
 from rarefy.quantize.calibration import calibrate, look
 from rarefy.quantize.damage import layer_noise
 from rarefy.quantize.kernels import Runtime, table_of
+from rarefy.quantize.mean_outputs import correct_means, joined
 from rarefy.quantize.output_error import Range, output_errors
 from rarefy.quantize.placement import Placement
 from rarefy.quantize.prepared import Prepared, placement_of, prepare, spread
@@ -28,6 +29,7 @@ from rarefy.step import Context, Count, Patterns, Step
 from rarefy.task import Inputs, move
 
 TRIED = 8  # examples on which ranges are tried
+AVERAGED = 16  # examples on which mean results are measured
 JUDGED = 4  # examples on which layers are judged
 
 
@@ -49,6 +51,7 @@ class StaticInt8(Step):
             for machines that are known to have VNNI.
         runtime: for which quantisers are placed: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
             ``"litert"``; ``"auto"`` for the one that the result is measured in.
+        correct: whether biases make up for what rounding does to the mean results of layers.
         examples: at most so many calibration examples are seen.
         layers: which layers, see `rarefy.select.select`.
         exclude: layers that stay float, and modules whose own calls do; ``"first"``, ``"last"``.
@@ -60,6 +63,7 @@ class StaticInt8(Step):
     weight_range: Literal["minmax", "mse"] = "minmax"
     overflow: Literal["avoid", "allow"] = "avoid"
     runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt", "litert"] = "auto"
+    correct: bool = True
     examples: Count = 128
     layers: Patterns = "*"
     exclude: Patterns = ()
@@ -75,6 +79,9 @@ class StaticInt8(Step):
         noise = layer_noise(
             model, self.few(context, JUDGED), prepared.rounding(ranges, **self.weights())
         )
+        if self.correct:
+            inputs = joined(self.few(context, AVERAGED))
+            correct_means(model, inputs, prepared.rounding(ranges, **self.weights()))
         prepared.finish(ranges, **self.weights())
         context.record.update(
             folded_norms=len(prepared.folded),
