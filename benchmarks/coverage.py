@@ -5,7 +5,8 @@
 
 Each model runs in a process of its own, which has a limit of CPU time. It passes if half of its channels go
 and it then runs, keeps its output's shapes, has at least a quarter fewer parameters, was proven against the
-zeroed network and trains one step; with --export classifiers must also agree with ONNX Runtime. Weights are random.
+zeroed network and trains one step; with --export classifiers must also agree with ONNX Runtime. Weights are
+random.
 The last columns are CPU seconds of one core for finding the groups, and for finding, proving and cutting.
 timm and transformers are found if they are installed.
 """

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long it takes to find, prove and cut half of a network's coupled channels, beside Torch-Pruning.
+
+    python benchmarks/cutting.py [NAME …]
+
+CPU seconds of one core, the two in turns, each run in a process of its own that has loaded the libraries;
+medians of three. Torch-Pruning (``pip install torch-pruning``) gets the heads of attention as its examples
+tell it to, keeps the classifier, and is stopped after 60 seconds; it does not compare the cut network with
+anything, rarefy's figure contains its proof.
+"""
+
+import argparse
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from importlib.util import find_spec
+from typing import Any
+
+NAMES = ("resnet50", "densenet121", "vit_b_16", "mobilenet_v3_large", "efficientnet_b0", "swin_t")
+ROUNDS, SECONDS = 3, 60
+
+
+def ours(model: Any, example: Any) -> None:
+    """Looks, analyses, cuts and proves."""
+    import torch
+
+    from rarefy.graph.coupling import couple
+    from rarefy.graph.proof import cut
+
+    coupling = couple(model, example)
+    counts = coupling.even({g.name: g.size // 2 for g in coupling.groups})
+    chosen = [(coupling.group(k), torch.arange(n)) for k, n in counts.items()]
+    cut(model, coupling, chosen, example)
+
+
+def theirs(model: Any, example: Any) -> None:
+    """Builds the dependency graph and prunes once."""
+    import torch_pruning as tp
+    from torch import nn
+
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    pruner = tp.pruner.BasePruner(
+        model,
+        example,
+        importance=tp.importance.RandomImportance(),
+        pruning_ratio=0.5,
+        ignored_layers=last,
+        num_heads={m: m.num_heads for m in attention},
+    )
+    pruner.step()
+
+
+def timed(tool: str, name: str, pipe: Any) -> None:
+    """Sends the CPU seconds of one run, and the share of the parameters that is left."""
+    import torch
+    import torchvision
+
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    example = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        model(example)
+    before = sum(p.numel() for p in model.parameters())
+    started = time.process_time()
+    {"rarefy": ours, "torch-pruning": theirs}[tool](model, example)
+    took = time.process_time() - started
+    pipe.send((took, sum(p.numel() for p in model.parameters()) / before))
+
+
+def run(tool: str, name: str) -> tuple[float, float] | None:
+    """One run in a process of its own; None if it failed or took too long."""
+    forks = multiprocessing.get_context("fork")
+    here, there = forks.Pipe(duplex=False)
+    process = forks.Process(target=timed, args=(tool, name, there))
+    process.start()
+    there.close()
+    try:
+        found: tuple[float, float] | None = here.recv()
+    except EOFError:
+        found = None
+    process.join()
+    return found
+
+
+def told(found: list[tuple[float, float] | None]) -> str:
+    """Median seconds and what is left."""
+    good = [f for f in found if f is not None]
+    if not good:
+        return f"not done in {SECONDS} s"
+    return f"{statistics.median(t for t, _ in good):.2f} s, {good[0][1]:.2f} left"
+
+
+def main() -> None:
+    """Prints one row a network and the geometric mean of the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES)
+    names = parser.parse_args().names
+    import torchvision  # noqa: F401
+
+    tools = ["rarefy", *(["torch-pruning"] if find_spec("torch_pruning") else [])]
+    if len(tools) > 1:
+        import torch_pruning  # noqa: F401
+    print("| network | " + " | ".join(tools) + " |\n| --- |" + " --- |" * len(tools))
+    ratios = []
+    for name in names:
+        found: dict[str, list[tuple[float, float] | None]] = {tool: [] for tool in tools}
+        for _ in range(ROUNDS):
+            for tool in tools:
+                if None not in found[tool]:
+                    found[tool].append(run(tool, name))
+        print(f"| {name} | " + " | ".join(told(each) for each in found.values()) + " |", flush=True)
+        done = [[t for t, _ in filter(None, each)] for each in found.values()]
+        if len(done) == 2 and all(done):
+            ratios.append(statistics.median(done[0]) / statistics.median(done[1]))
+    if ratios:
+        mean = math.exp(statistics.mean(map(math.log, ratios)))
+        print(f"\ngeometric mean of the time against torch-pruning's: {mean:.2f}")
+
+
+if __name__ == "__main__":
+    main()
