@@ -57,10 +57,10 @@ def annealed(start: float, progress: float) -> float:
     return start + (1 - start) * min(max(progress, 0.0), 1.0)
 
 
-def worth(answers: Tensor, target: Tensor) -> Tensor:
-    """What each example can still teach: KL(teacher || student), or the squared difference, (B,)."""
+def worth(answers: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+    """What each example can still teach, (B,): softened KL(teacher || student), or the squared difference."""
     if answers.dim() == 2 and answers.shape[1] > 1:
-        log_q, log_p = F.log_softmax(answers.float(), dim=1), F.log_softmax(target.float(), dim=1)
+        log_q, log_p = (F.log_softmax(x.float() / temperature, dim=1) for x in (answers, target))
         return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
     return (answers.float() - target.float()).square().flatten(1).mean(1)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from rarefy.distill.turns import Turns
 from rarefy.loops.losses import imitation_loss
@@ -59,8 +60,20 @@ class Peers(nn.Module):
 
 
 @torch.no_grad()
-def redraw(model: nn.Module, noise: float) -> nn.Module:
-    """Moves every weight of two or more axes by noise, as a share of the spread of its entries, in place."""
+def redraw(model: nn.Module, noise: float | None) -> nn.Module:
+    """Another start for a network, in place.
+
+    Args:
+        model: a copy.
+        noise: added to every weight of two or more axes, as a share of the spread of its entries; None draws
+            every layer anew that knows how (`reset_parameters`) and wears no form.
+    """
+    if noise is None:
+        for module in model.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None and not parametrize.is_parametrized(module):
+                reset()
+        return model
     for p in model.parameters():
         if p.dim() > 1 and p.is_floating_point():
             p.add_(noise * p.std() * torch.randn_like(p))
@@ -82,8 +95,8 @@ class MutualLearning(TrainedStep):
             them weighed by a gate that learns too.
         strength: factor of what is learnt from the others.
         temperature: softens answers; 1 in the paper of peers, 3 in that of ensembles.
-        noise: how far the copies start from the network, as a share of each weight's spread; the first one
-            starts at it.
+        noise: how far the other copies start from the network, as a share of each weight's spread; default:
+            their layers are drawn anew. The first one starts as it is.
         optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision: see
             `rarefy.loops.optimise.Training`.
     """
@@ -92,7 +105,7 @@ class MutualLearning(TrainedStep):
     teacher: Literal["peers", "ensemble"] = "peers"
     strength: Positive = 1.0
     temperature: Positive = 1.0
-    noise: Positive = 0.5
+    noise: Positive | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"train", "labels"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})

@@ -32,7 +32,8 @@ class Plan:
         answers: how answers are compared, each with a factor.
         temperature: softens both answers, by the training's progress in [0, 1].
         paired: whether inputs come in pairs, the student's first.
-        worth: how much an example has to teach, of (student's, target) outputs, (B,); for a shrinking set.
+        worth: how much an example has to teach, of (student's, target) outputs and temperature, (B,); for a
+            shrinking set.
     """
 
     faculty: Faculty
@@ -40,7 +41,7 @@ class Plan:
     answers: list[tuple[float, Imitation]]
     temperature: Callable[[float], float]
     paired: bool = False
-    worth: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, repr=False)
+    worth: Callable[[Tensor, Tensor, float], Tensor] | None = field(default=None, repr=False)
 
 
 def views(inputs: Any, paired: bool) -> tuple[Inputs, Inputs]:
@@ -83,7 +84,7 @@ def teach(
             batch.minimise(loss)
             if plan.worth is not None and isinstance(batches, Shrinking):
                 with torch.no_grad():
-                    batches.judge(plan.worth(outputs, target))
+                    batches.judge(plan.worth(outputs, target, plan.temperature(batch.progress)))
     for row in watch.history:
         row["temperature"] = plan.temperature((row["epoch"] - 1) / settings.epochs)
         if isinstance(batches, Shrinking):
