@@ -114,12 +114,13 @@ def main() -> None:
                 if None not in found[tool]:
                     found[tool].append(run(tool, name))
         print(f"| {name} | " + " | ".join(told(each) for each in found.values()) + " |", flush=True)
-        done = [[t for t, _ in filter(None, each)] for each in found.values()]
-        if len(done) == 2 and all(done):
+        done = [[t for t, _ in filter(None, each)] or [SECONDS] for each in found.values()]
+        if len(done) == 2:
             ratios.append(statistics.median(done[0]) / statistics.median(done[1]))
     if ratios:
         mean = math.exp(statistics.mean(map(math.log, ratios)))
         print(f"\ngeometric mean of the time against torch-pruning's: {mean:.2f}")
+        print(f"(a run that was stopped counts as {SECONDS} s)")
 
 
 if __name__ == "__main__":
