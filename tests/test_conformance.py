@@ -62,6 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rate-distortion": {"bits": 3.0, "examples": 128},
     "equalise": {},
     "data-free-int8": {},
+    "soft-weight-sharing": {"epochs": 1},
+    "reconstruct": {"iterations": 10},
 }
 
 

@@ -52,45 +52,49 @@ STEPS: dict[str, dict[str, object]] = {
     "rate-distortion": {"examples": 64},
     "equalise": {},
     "data-free-int8": {},
+    "soft-weight-sharing": {"epochs": 1},
+    "reconstruct": {"iterations": 2, "examples": 64},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmddered
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x
-fixed-point                 ...x.............................
-static-int8                 ...x.............................
-auto-int8                   ...x.............................
-half-precision              .................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x.............................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x.............................
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsr
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wc
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.x
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.x
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x
+fixed-point                 ...x...............................
+static-int8                 ...x...............................
+auto-int8                   ...x...............................
+half-precision              ...................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x...............................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x...............................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x
+reconstruct                 ...x...............................
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

@@ -71,6 +71,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.data_free_int8:DataFreeInt8",
         "int8 without data: ranges from batch norms, equalised weights, corrected biases (Nagel et al. 2019)",
     ),
+    "reconstruct": (
+        "rarefy.quantize.reconstruct:Reconstruct",
+        "few-bit weights without labels: roundings learned block by block (AdaRound, BRECQ, QDrop)",
+    ),
     "half-precision": (
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
@@ -130,5 +134,9 @@ METHODS: dict[str, tuple[str, str]] = {
     "rate-distortion": (
         "rarefy.quantize.rate_distortion:RateDistortion",
         "round weights so that bits and harm together are least, one slope for all layers, no training",
+    ),
+    "soft-weight-sharing": (
+        "rarefy.quantize.soft_weight_sharing:SoftWeightSharing",
+        "weights gather around the means of a learned mixture of normals (Ullrich et al. 2017)",
     ),
 }
