@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over channels, convolutions over tokens, and heads of which none can go."""
 
+import copy
+
+import pytest
 import torch
-from tests.graph.cuts import halves_and_agrees
+from tests.graph.cuts import half, halves_and_agrees, zeroed
 from torch import Tensor, nn
 
 from rarefy.graph.coupling import couple
+from rarefy.graph.proof import cut
 
 
 class ChannelAttention(nn.Module):
@@ -88,3 +92,35 @@ def test_where_no_head_can_go_channels_of_all_heads_do() -> None:
     halves_and_agrees(model, x)
     assert [c.weight.shape for c in model.convolutions] == [(6, 1, 3), (9, 1, 3)]
     assert model.heads == 5
+
+
+class Attention(nn.Module):
+    """Four heads of six dimensions, with a scale that no size decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 4, 6
+        self.qkv, self.out = nn.Linear(5, 72), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) * 0.3).softmax(-1)
+        x = (weights @ v).transpose(1, 2).reshape(b, n, self.heads * self.head_dim)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_attention_loses_heads_or_dimensions_of_all_heads(heads: bool) -> None:
+    model, x = Attention().eval(), torch.randn(2, 7, 5)
+    before = copy.deepcopy(model)
+    coupling = couple(model, x, heads=heads)
+    assert sum(g.size for g in coupling.groups) == (4 if heads else 6)
+    cuts = half(coupling)
+    outcome = cut(model, coupling, cuts, x)
+    assert outcome.cut
+    assert not outcome.spared
+    assert (model.heads, model.head_dim) == ((2, 6) if heads else (4, 3))
+    expected = zeroed(before, coupling, coupling.removed(cuts))
+    torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-5)

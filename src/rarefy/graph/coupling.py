@@ -76,13 +76,16 @@ class Coupling:
         return torch.cat([chosen[labels.roots], torch.zeros(1, dtype=torch.bool)])
 
 
-def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Coupling:
+def couple(
+    model: nn.Module, example: Inputs, *, keep: Iterable[str] = (), heads: bool = True
+) -> Coupling:
     """Finds the coupled channels of a network.
 
     Args:
         model: in any mode; it is run once in eval mode, without gradients.
         example: a batch on the model's device.
         keep: globs of parameters or modules none of whose channels may go.
+        heads: whether attention rather loses whole heads; otherwise it loses dimensions of all heads.
 
     Raises:
         ModelError: the network fails on the example.
@@ -100,6 +103,9 @@ def couple(model: nn.Module, example: Inputs, *, keep: Iterable[str] = ()) -> Co
         for module, mode in was.items():
             module.training = mode
     hold(book, list(keep))
+    if not heads:
+        for block in book.labels.blocks:
+            block.turn()
     groups = settled(book, wired)
     return Coupling(groups, book.barriers, book, tuple(wired), places)
 

@@ -32,7 +32,7 @@ class Block:
             are cut along it together or not at all.
         prefer: the axis to cut along if that is possible.
         rank: blocks of a lower rank choose first.
-        chosen: the axis that `Labels.settle` chose.
+        chosen: the axis that `Labels.settle` chose; None before.
     """
 
     labels: Tensor
@@ -41,12 +41,14 @@ class Block:
     shared: tuple[int, object] | None = None
     prefer: int | None = None
     rank: int = 2
-    chosen: int = 0
+    chosen: int | None = None
 
     def turn(self) -> None:
-        """Makes the block prefer another axis than it was given."""
-        open_axes = [i for i in range(self.labels.dim()) if i not in self.locked | {self.chosen}]
-        self.prefer = open_axes[0] if open_axes else self.prefer
+        """Makes the block prefer another axis than the one that it was cut along, or would like to be."""
+        now = self.prefer if self.chosen is None else self.chosen
+        others = [i for i in range(self.labels.dim()) if i not in self.locked and i != now]
+        if now is not None and others:
+            self.prefer = others[0]
 
 
 class Labels:

@@ -71,10 +71,10 @@ def cut_for_a_while(model: nn.Module, coupling: Coupling, cuts: Cuts) -> Iterato
             undo.back()
 
 
-def unprovable(model: nn.Module, cuts: Cuts, example: Inputs) -> dict[str, str]:
+def unprovable(model: nn.Module, cuts: Cuts, example: Inputs, heads: bool = True) -> dict[str, str]:
     """Group → why a trial of these cuts, made on a copy, has to leave it alone."""
     trial = copy.deepcopy(model)
-    coupling = couple(trial, example)
+    coupling = couple(trial, example, heads=heads)
     groups = {group.name: group for group in coupling.groups}
     return cut(trial, coupling, [(groups[g.name], units) for g, units in cuts], example).spared
 

@@ -43,6 +43,7 @@ class Settings:
     normalise: str
     per: str
     sparsities: Mapping[str, float] | None
+    attention: str
     round_to: int
     largest: float
     repair: str
@@ -86,7 +87,7 @@ class Cutter:
             RecipeError, ModelError: see `rarefy.prune.channel_selection.chosen_groups`; the network fails.
         """
         example = move(context.task.example, context.device)
-        coupling = couple(model, example)
+        coupling = couple(model, example, heads=step.attention == "heads")
         chosen_groups(model, coupling, step.layers, step.exclude)
         sizes = {g.name: g.size for g in coupling.groups}
         shares = shares_of(model, coupling, step.sparsities) if step.sparsities else None
@@ -98,13 +99,13 @@ class Cutter:
 
     def cut(self, model: nn.Module, number: int) -> dict[str, Any]:
         """Makes the cut of a round in place; what was cut, what was spared and why, and the cost."""
-        coupling = self.coupling if number == 1 else couple(model, self.example)
+        coupling = self.coupling if number == 1 else self.look(model)
         taken: dict[str, int] = {}
         spared: dict[str, str] = {}
         facts: dict[str, Any] = {"cut": taken, "spared": spared, "difference": 0.0}
         for attempt in range(ATTEMPTS):
             if attempt:
-                coupling = couple(model, self.example)
+                coupling = self.look(model)
             cuts, cost = self.choose(model, coupling, number, spared)
             fold = self.step.repair == "bias"
             lost = lost_means(model, cuts, self.calibration()) if fold else {}
@@ -123,6 +124,10 @@ class Cutter:
         if self.step.repair == "norms":
             reestimate_norms(model, self.context.task, self.step.examples)
         return facts
+
+    def look(self, model: nn.Module) -> Coupling:
+        """The coupling of the network as it is now."""
+        return couple(model, self.example, heads=self.step.attention == "heads")
 
     @property
     def each_alone(self) -> bool:
@@ -154,7 +159,8 @@ class Cutter:
         if self.cost is not None:  # probes need cuts that can be made
             half = coupling.even({g.name: g.size // 2 for g in groups})
             trial = allocation.lowest_units(groups, scores, half)
-            groups = left(coupling, groups, spared, unprovable(model, trial, self.example))
+            failed = unprovable(model, trial, self.example, step.attention == "heads")
+            groups = left(coupling, groups, spared, failed)
         one = first_examples(self.example, 1)
         savings = allocation.savings(model, groups, step.per, one)
         ranked = allocation.ranked(groups, scores, step.allocation, step.normalise, savings)

@@ -51,6 +51,8 @@ class PruneChannels(Step):
         per: ``"unit"``, or ``"parameters"`` or ``"macs"`` to weigh importance against what a unit saves.
         sparsities: pattern → share of the units of the layers that it matches, in place of `sparsity`;
             other layers keep theirs.
+        attention: whether attention loses whole heads, or the same number of dimensions of every head; where
+            the network's code allows one of them alone, that is done.
         round_to: the channels that stay are a multiple of it, where a group has that many.
         largest: share of a group's units that may go at most.
         rounds: in which the cut grows; 1 is one shot.
@@ -74,6 +76,7 @@ class PruneChannels(Step):
     normalise: Literal["none", "mean", "max", "norm"] | None = None
     per: Literal["unit", "parameters", "macs"] = "unit"
     sparsities: dict[str, OpenFraction] | None = None
+    attention: Literal["heads", "dimensions"] = "heads"
     round_to: Count = 1
     largest: OpenFraction = 0.9
     rounds: Count = 1
