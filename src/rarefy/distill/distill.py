@@ -92,8 +92,8 @@ class Distill(TrainedStep):
         subset: share of the training examples that the last epoch uses; those stay that have most to teach.
         cache: folder in which answers are kept, so that a teacher is asked only once.
         largest: how many logits of each answer are kept there; default: all.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision: see
-            `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
+            see `rarefy.loops.optimise.Training`.
     """
 
     temperature: Positive = 4.0
@@ -204,7 +204,7 @@ class Distill(TrainedStep):
         if self.paired and not (isinstance(inputs, tuple) and len(inputs) == 2):
             raise TaskError(
                 f"distill: paired asks for training inputs (student's, teachers'), and task '{task.name}' "
-                f"gives {type(inputs).__name__}"
+                f"gives {type(inputs).__name__}; yield batches ((student's, teachers'), labels or None)"
             )
         mine, theirs = views(move(inputs, context.device), self.paired)
         return mine, theirs, move(targets, context.device) if is_classes(targets) else None
