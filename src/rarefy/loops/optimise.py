@@ -4,10 +4,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from rarefy.loops.eight_bit import EightBitAdam, EightBitSGD
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Training:
         average: decay of an exponential moving average of the weights, which is then returned, or None.
         patience: epochs without a better validation metric after which the best weights are returned.
         precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` mixed precision, through Accelerate.
+        state_bits: of the optimiser's moments, 32, or 8 in blocks (`rarefy.loops.eight_bit`).
     """
 
     epochs: int = 10
@@ -40,6 +43,7 @@ class Training:
     average: float | None = None
     patience: int | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
+    state_bits: Literal[8, 32] = 32
 
 
 def build_optimiser(parameters: Iterable[Tensor], settings: Training) -> torch.optim.Optimizer:
@@ -50,12 +54,22 @@ def build_optimiser(parameters: Iterable[Tensor], settings: Training) -> torch.o
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if settings.state_bits == 8:
+        return build_coded(groups, settings)
     if settings.optimiser == "sgd":
         return torch.optim.SGD(
             groups, settings.rate, momentum=settings.momentum, nesterov=settings.momentum > 0
         )
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
     return kind(groups, settings.rate, betas=(settings.momentum, 0.999))
+
+
+def build_coded(groups: list[dict[str, Any]], settings: Training) -> torch.optim.Optimizer:
+    """The same optimiser with moments of 8 bits."""
+    if settings.optimiser == "sgd":
+        return EightBitSGD(groups, settings.rate, settings.momentum)
+    decoupled, betas = settings.optimiser == "adamw", (settings.momentum, 0.999)
+    return EightBitAdam(groups, settings.rate, betas, decoupled=decoupled)
 
 
 def rate_factor(settings: Training, progress: float) -> float:

@@ -42,10 +42,11 @@ class TrainedStep(DescentStep):
 
     Attributes:
         epochs, rate, schedule, warmup, weight_decay, momentum, clip: as of every step that trains.
-        optimiser, average, patience, precision: see `rarefy.loops.optimise.Training`.
+        optimiser, average, patience, precision, state_bits: see `rarefy.loops.optimise.Training`.
     """
 
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     patience: Count | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
+    state_bits: Literal[8, 32] = 32
