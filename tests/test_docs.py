@@ -18,7 +18,7 @@ from rarefy.cli import app
 from rarefy.recipe import Recipe
 
 HOME = Path(__file__).parents[1]
-PAGES = [*sorted(HOME.glob("*.md")), *sorted((HOME / "docs").glob("*.md"))]
+PAGES = [*sorted(HOME.glob("*.md")), *sorted((HOME / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rarefy.errors import ModelError, described
-from rarefy.graph import counts, parts, products, reductions, shapes  # noqa: F401  # register rules
+from rarefy.graph import counts, normed, parts, products, reductions, shapes  # noqa: F401  # register rules
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, replay
 from rarefy.graph.masked import COUNTING, first_tensor
