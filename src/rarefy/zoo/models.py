@@ -49,7 +49,7 @@ ZOO: dict[str, Entry] = {
     "small-vgg-gray": Entry("rarefy.zoo.vgg:SmallVGG", {"channels": 1}, {**PLAIN, "rate": 0.1}),
     **{
         f"resnet{depth}": Entry("rarefy.zoo.resnet:CifarResNet", {"depth": depth}, RESIDUAL, 0.5)
-        for depth in (20, 32, 44, 56, 110)
+        for depth in (8, 20, 32, 44, 56, 110)
     },
 }
 
