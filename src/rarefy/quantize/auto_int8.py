@@ -29,8 +29,8 @@ class AutoInt8(StaticInt8):
     Attributes:
         loss: the most that the metric may lose on validation data; without labels or validation data, the
             share of calibration examples that may get another answer.
-        bits, range, percentile, weight_range, overflow, runtime, correct, examples, layers, exclude: as for static
-            int8, see `rarefy.quantize.static_int8.StaticInt8`.
+        bits, range, percentile, weight_range, overflow, runtime, correct, examples, layers, exclude: as for
+            static int8, see `rarefy.quantize.static_int8.StaticInt8`.
     """
 
     loss: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -45,9 +45,8 @@ class AutoInt8(StaticInt8):
         lose = self.judge(model, context)
         plain, record = StaticInt8(**self.common()), dict[str, Any]()
 
-        def rounded(sites: list[str]) -> tuple[nn.Module, float]:
-            layers = tuple(dict.fromkeys(site.rpartition(":")[0] for site in sites))
-            step = replace(plain, exclude=(*self.excluded(), *layers))
+        def rounded(layers: list[str]) -> tuple[nn.Module, float]:
+            step = replace(plain, exclude=(*self.excluded(), *dict.fromkeys(layers)))
             inner = replace(context, record={})
             found = step.apply(copy.deepcopy(model), inner)
             record.update(inner.record)
@@ -56,8 +55,8 @@ class AutoInt8(StaticInt8):
         found, lost = rounded([])
         tried = [(0, lost)]
         if lost > self.loss:
-            ranking = self.ranking(copy.deepcopy(model), context)
-            found = self.fewest(ranking, rounded, tried)
+            ranking, bound = self.ranking(copy.deepcopy(model), context)
+            found = self.fewest(bound, rounded, tried)
             record["damage"] = [vars(damage) for damage in ranking]
         context.record.update(record)
         kept = min(number for number, value in tried if value <= self.loss)
@@ -69,46 +68,54 @@ class AutoInt8(StaticInt8):
 
     def fewest(
         self,
-        ranking: list[Damage],
+        bound: list[list[str]],
         rounded: Callable[[list[str]], tuple[nn.Module, float]],
         tried: list[tuple[int, float]],
     ) -> nn.Module:
         """The network with as few of the worst layers in float as suffice; writes what was tried.
 
+        Args:
+            bound: layers that leave the integers together, the worst first.
+            rounded: the network with these layers in float, and what it loses.
+            tried: numbers of entries of `bound` in float, and what they lose.
+
         Raises:
             ModelError: no number does.
         """
-        sites = [damage.site for damage in ranking]
-        best, failed, number = None, 0, 1
-        while best is None:
-            number = min(number, len(sites) - 1)
-            found, lost = rounded(sites[:number])
+
+        def attempt(number: int) -> tuple[nn.Module, float]:
+            found, lost = rounded([layer for group in bound[:number] for layer in group])
             tried.append((number, lost))
-            if lost <= self.loss:
-                best = found
-            elif number >= len(sites) - 1:
+            return found, lost
+
+        every = {layer for group in bound for layer in group}
+        counts = range(1, len(bound))
+        most = max((n for n in counts if {x for g in bound[:n] for x in g} < every), default=0)
+        failed, number, found, lost = 0, 0, None, tried[0][1]
+        while found is None or lost > self.loss:
+            if number >= most:
                 raise ModelError(
-                    f"auto-int8 can't keep the loss within {self.loss:.2%}: with one layer in integers, "
-                    f"'{sites[-1]}', {lost:.2%} is lost; allow a larger loss"
+                    f"auto-int8 can't keep the loss within {self.loss:.2%}: with {number} layers in float "
+                    f"still {lost:.2%} is lost; allow a larger loss"
                 )
-            else:
-                failed, number = number, 2 * number
+            failed, number = number, min(max(2 * number, 1), most)
+            found, lost = attempt(number)
         while number - failed > 1:
             middle = (failed + number) // 2
-            found, lost = rounded(sites[:middle])
-            tried.append((middle, lost))
+            better, lost = attempt(middle)
             if lost <= self.loss:
-                best, number = found, middle
+                found, number = better, middle
             else:
                 failed = middle
-        return best
+        return found
 
-    def ranking(self, model: nn.Module, context: Context) -> list[Damage]:
-        """The integer calls that hold a weight, those that do most harm by themselves first."""
+    def ranking(self, model: nn.Module, context: Context) -> tuple[list[Damage], list[list[str]]]:
+        """The damage of integer calls that hold a weight, worst first, and the layers bound to each."""
         prepared, ranges = self.ready(model, context)
         how = prepared.rounding(ranges, **self.weights())
         sites = [site for site in how.readers if site.rpartition(":")[0] in how.holding]
-        return output_damage(model, self.few(context, TRIED)[0], how, sites)
+        found = output_damage(model, self.few(context, TRIED)[0], how, sites)
+        return found, [prepared.bound(damage.site) for damage in found]
 
     def judge(self, model: nn.Module, context: Context) -> Callable[[nn.Module], float]:
         """What a network loses against this one, on validation labels or by its answers."""

@@ -16,10 +16,11 @@ from rarefy.graph.calls import Calls
 from rarefy.graph.fold import fold_batch_norms
 from rarefy.quantize.calibration import look
 from rarefy.quantize.damage import Rounding
+from rarefy.quantize.flow import flow_of
 from rarefy.quantize.int8_weights import Codes, coded_weight, quantise_bias, store_codes
-from rarefy.quantize.kernels import Runtime, kind
+from rarefy.quantize.kernels import Runtime, copies, kind, moves
 from rarefy.quantize.output_error import Range, Reader, readers_of
-from rarefy.quantize.placement import Placement, place
+from rarefy.quantize.placement import Placement, gives_floats, place
 from rarefy.quantize.tied import holders
 from rarefy.select import Layer, matcher, select
 from rarefy.step import Patterns
@@ -87,10 +88,23 @@ class Prepared:
         quantize_sites(self.model, ranges, lambda _: self.runtime.activations)
         return self.model
 
-    def float_layers(self) -> list[str]:
-        """Convolutions and matrix products that no integer kernel will compute, by site."""
-        multiplying = [c.site for c in self.calls.calls if kind(c) in ("conv", "linear", "matmul")]
-        return [site for site in multiplying if site not in self.placement.integer]
+    def bound(self, site: str) -> list[str]:
+        """The layer of an integer call, and those before it whose kernels would round what it reads."""
+        flow = flow_of(self.calls, self.floating, self.runtime)
+        layers, pending = [site.rpartition(":")[0]], list(flow.read[site])
+        while pending:
+            value = pending.pop()
+            maker = value.maker if value is not None else None
+            if maker is None:
+                continue
+            passes = moves(maker, self.runtime) or copies(maker, self.runtime)
+            if passes or kind(maker) in self.runtime.clipping:
+                pending += flow.read[maker.site]
+                continue
+            integer = maker.site in self.placement.integer and kind(maker) in self.runtime.weighted
+            if integer and not gives_floats(maker, False, self.runtime):
+                layers.append(maker.module)
+        return list(dict.fromkeys(layers))
 
 
 @torch.no_grad()
