@@ -165,7 +165,12 @@ def step_seed(seed: int, number: int) -> int:
 
 
 def run_steps(
-    original: nn.Module, task: Task, recipe: Recipe, seed: int, folder: Path, runtime: str
+    original: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    runtime: str = "onnxruntime",
 ) -> tuple[list[Stage], nn.Module]:
     """Runs what is not cached; returns all stages with the baseline first, and the last network, unbaked."""
     versions = f"{rarefy.__version__} {torch.__version__}"

@@ -47,8 +47,8 @@ def cosine_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
     Args:
         student, teacher: (B, d, …), compared as vectors.
     """
-    pair = (x.float().flatten(1) for x in (student, teacher))
-    return 1 - F.cosine_similarity(*pair, dim=1).mean()
+    a, b = student.float().flatten(1), teacher.float().flatten(1)
+    return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
 
 def attention(x: Tensor) -> Tensor:
