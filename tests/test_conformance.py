@@ -64,6 +64,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "data-free-int8": {},
     "soft-weight-sharing": {"epochs": 1},
     "reconstruct": {"iterations": 10},
+    "smooth-quant": {},
+    "split-outliers": {},
+    "single-level": {"epochs": 1, "rounds": 2},
 }
 
 

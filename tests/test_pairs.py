@@ -54,47 +54,53 @@ STEPS: dict[str, dict[str, object]] = {
     "data-free-int8": {},
     "soft-weight-sharing": {"epochs": 1},
     "reconstruct": {"iterations": 2, "examples": 64},
+    "smooth-quant": {},
+    "split-outliers": {"ratio": 0.1},
+    "single-level": {"epochs": 1, "rounds": 2},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsr
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wc
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.x
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.x
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x
-fixed-point                 ...x...............................
-static-int8                 ...x...............................
-auto-int8                   ...x...............................
-half-precision              ...................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x...............................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x...............................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x
-reconstruct                 ...x...............................
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsss
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqol
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx..
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx..
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x...
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x...
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x...
+fixed-point                 ...x..................................
+static-int8                 ...x..................................
+auto-int8                   ...x..................................
+half-precision              ......................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x..................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x...
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x...
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x..................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x...
+reconstruct                 ...x..................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x...
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

@@ -75,6 +75,14 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.reconstruct:Reconstruct",
         "few-bit weights without labels: roundings learned block by block (AdaRound, BRECQ, QDrop)",
     ),
+    "smooth-quant": (
+        "rarefy.quantize.smooth_quant:SmoothQuant",
+        "outliers of activations move through layer norms into the weights behind (Xiao et al. 2022)",
+    ),
+    "split-outliers": (
+        "rarefy.quantize.split_outliers:SplitOutliers",
+        "channels with the largest weights become two of half the size (Zhao et al. 2019)",
+    ),
     "half-precision": (
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
@@ -138,5 +146,9 @@ METHODS: dict[str, tuple[str, str]] = {
     "soft-weight-sharing": (
         "rarefy.quantize.soft_weight_sharing:SoftWeightSharing",
         "weights gather around the means of a learned mixture of normals (Ullrich et al. 2017)",
+    ),
+    "single-level": (
+        "rarefy.quantize.single_level:SingleLevel",
+        "clusters are frozen in turn, those that lose least first, the rest trains (Xu et al. 2018)",
     ),
 }
