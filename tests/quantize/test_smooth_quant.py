@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Smoothed networks compute the same; outlier channels of activations no longer ruin 8 bits."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rarefy.quantize.smooth_quant import SmoothQuant, smoothing_factors, sources_of
+from rarefy.quantize.static_int8 import StaticInt8
+from rarefy.step import Context
+from rarefy.task import Task
+
+
+class Layer(nn.Module):
+    """A transformer layer with norms in front: one head, (B, tokens, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        scores = self.q(y) @ self.k(y).transpose(1, 2) / 4
+        x = x + self.out(scores.softmax(-1) @ self.v(y))
+        return x + self.fc2(self.fc1(self.norm2(x)).relu())
+
+
+class Post(nn.Module):
+    """A norm behind the sum, which the next sum reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x + self.a(x).sigmoid())
+        return y + self.b(y)
+
+
+@pytest.fixture
+def outliers() -> nn.Module:
+    """Two channels of the norms are a hundred times larger than the others."""
+    torch.manual_seed(0)
+    model = Layer().eval()
+    with torch.no_grad():
+        for norm in (model.norm1, model.norm2):
+            norm.weight[[3, 11]] *= 100
+            norm.bias[[3, 11]] += 20
+        for reader in (model.q, model.k, model.v, model.fc1):
+            reader.weight[:, [3, 11]] /= 100
+    return model
+
+
+def context_of(model: nn.Module) -> Context:
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randn(8, 6, 16, generator=draw) for _ in range(4)]
+    task = Task("random", batches[0][:2], calibration=batches, labelled=False)
+    return Context(task, copy.deepcopy(model), torch.device("cpu"))
+
+
+def error(model: nn.Module, exact: nn.Module) -> float:
+    x = torch.randn(32, 6, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        y, z = model(x), exact(x)
+    return float((y - z).norm() / z.norm())
+
+
+def test_sources_are_norms_read_by_linear_layers_alone(outliers: nn.Module) -> None:
+    found = sources_of(outliers, torch.randn(2, 6, 16))
+    assert [(s.maker, s.readers) for s in found] == [
+        ("norm1", ("q", "k", "v")),
+        ("norm2", ("fc1",)),
+        ("fc1", ("fc2",)),
+    ]
+    assert sources_of(Post().eval(), torch.randn(2, 6, 16)) == []
+
+
+def test_nothing_changes_before_rounding_and_much_less_afterwards(outliers: nn.Module) -> None:
+    context = context_of(outliers)
+    smoothed = SmoothQuant().apply(copy.deepcopy(outliers), context)
+    assert error(smoothed, outliers) <= 1e-5
+    assert set(context.record["smoothed"]) == {"norm1", "norm2", "fc1"}
+    off = [
+        error(StaticInt8(range="minmax").apply(copy.deepcopy(m), context_of(m)), outliers)
+        for m in (outliers, smoothed)
+    ]
+    assert off[1] < 0.5 * off[0]
+
+
+def test_both_sides_are_equally_hard_at_one_half(outliers: nn.Module) -> None:
+    context = context_of(outliers)
+    found = SmoothQuant(alpha=0.5, layers=("fc1", "fc2")).apply(outliers, context)
+    x = torch.cat(list(context.task.calibration))  # type: ignore[arg-type]
+    seen: list[Tensor] = []
+    found.fc1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        found(x)
+    activations = seen[0].abs().flatten(0, 1).amax(0)
+    # dividing fc1's outputs for fc2 changed its rows, not what its columns were when norm2 was served
+    weights = found.fc1.weight.detach().abs().amax(0)
+    assert "norm1" not in context.record["smoothed"]
+    ratio = activations / weights
+    assert float(ratio.max() / ratio.min()) < 100  # was 10,000
+
+
+def test_factors_in_numbers() -> None:
+    x, w = torch.tensor([4.0, 9.0, 0.0]), torch.tensor([1.0, 4.0, 2.0])
+    assert smoothing_factors(x, w, 0.5).tolist() == [2.0, 1.5, 1.0]
+    assert smoothing_factors(x, w, 1.0).tolist() == [4.0, 9.0, 1.0]
+
+
+def test_a_network_without_such_norms_is_told() -> None:
+    model = Post().eval()
+    context = context_of(model)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    SmoothQuant().apply(model, context)
+    assert "nothing can take factors up" in context.record["notes"][0]
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
