@@ -19,6 +19,7 @@ ROOMS = {
     "prune": "prune: pruning",
     "quantize": "quantize: sharing and quantisation",
     "distill": "distill: training and distillation",
+    "synthesize": "synthesize: inputs without data",
     "loops": "loops: training, walking, gathering",
     "measure": "measure: what a network costs",
     "export": "export: runtimes",
