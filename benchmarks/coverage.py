@@ -90,8 +90,12 @@ def torchvision_names() -> Iterator[str]:
 
 
 def timm_names() -> Iterator[str]:
-    """The smallest variant of every family by its name; a family is a name up to its first digit."""
+    """The smallest variant of every family by its name; a family is a name up to its first digit.
+
+    Families that have no variant of at most 100 million parameters are left out.
+    """
     import timm
+    import torch
 
     families: dict[tuple[str, str], list[str]] = {}
     for module in timm.list_modules():
@@ -99,7 +103,11 @@ def timm_names() -> Iterator[str]:
             families.setdefault((module, re.split(r"[\d_]", name)[0]), []).append(name)
     for names in families.values():
         ranks = {n: next((i for i, s in enumerate(SMALL) if s in n), len(SMALL)) for n in names}
-        yield f"timm:{min(names, key=lambda n: (ranks[n], len(n), n))}"
+        smallest = min(names, key=lambda n: (ranks[n], len(n), n))
+        with torch.device("meta"):
+            model = timm.create_model(smallest, pretrained=False)
+        if sum(p.numel() for p in model.parameters()) <= 1e8:
+            yield f"timm:{smallest}"
 
 
 def names_of(group: str) -> list[str]:
