@@ -173,7 +173,8 @@ def moments_of(
             continue
         read = [v for v in flow.read[item.site] if v is not None]
         parts = [found[v] for v in read if v in found]
-        if kind(item) in ("conv", "linear") and item.module in statistics:
+        weighted = kind(item) == "linear" or item.function.startswith("conv")
+        if weighted and item.module in statistics:
             found[value] = statistics[item.module]
         elif not parts or len(parts) < len(read):
             continue
