@@ -40,12 +40,12 @@ def test_training_with_8_bit_gradients_and_states_is_as_good(digits_task: Task) 
     task, found = replace(digits_task, validation=None), {}
     (recipe,) = load_recipe("dettmers8").steps
     assert isinstance(recipe, QuantizationAwareTraining)
-    ours = replace(recipe, epochs=8, rate=0.05, alpha=0.0)
+    ours = replace(recipe, epochs=6, rate=0.05, alpha=0.0)
     plain = replace(ours, gradient_grid="uniform", state_bits=32)
     for name, step in (("ours", ours), ("plain", plain)):
         torch.manual_seed(0)
         model = DigitsNet()
         context = Context(task, copy.deepcopy(model), torch.device("cpu"))
         found[name] = evaluate(step.apply(model, context), task).value
-    assert found["plain"] >= 0.9
-    assert found["ours"] == pytest.approx(found["plain"], abs=0.015)
+    assert found["plain"] >= 0.85
+    assert found["ours"] == pytest.approx(found["plain"], abs=0.025)
