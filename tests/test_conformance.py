@@ -67,6 +67,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smooth-quant": {},
     "split-outliers": {},
     "single-level": {"epochs": 1, "rounds": 2},
+    "coreset-filters": {"ratio": 0.5, "examples": 128},
+    "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
 }
 
 

@@ -57,50 +57,54 @@ STEPS: dict[str, dict[str, object]] = {
     "smooth-quant": {},
     "split-outliers": {"ratio": 0.1},
     "single-level": {"epochs": 1, "rounds": 2},
+    "coreset-filters": {"ratio": 0.5, "weighted": false},
+    "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsss
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqol
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx..
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx..
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x...
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x...
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x...
-fixed-point                 ...x..................................
-static-int8                 ...x..................................
-auto-int8                   ...x..................................
-half-precision              ......................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x..................................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x...
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x...
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x..................................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x...
-reconstruct                 ...x..................................
-smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x...
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssct
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfe
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+fixed-point                 ...x....................................
+static-int8                 ...x....................................
+auto-int8                   ...x....................................
+half-precision              ........................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x....................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x....................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+reconstruct                 ...x....................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.....
+coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

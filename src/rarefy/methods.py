@@ -6,6 +6,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.prune.prune_weights:PruneWeights",
         "set the least important weights to zero, once or step by step",
     ),
+    "prune-by-inputs": (
+        "rarefy.prune.prune_by_inputs:PruneByInputs",
+        "weights go by the inputs that they see, the others make up for them (SparseGPT, Wanda)",
+    ),
     "prune-connections": (
         "rarefy.prune.prune_connections:PruneConnections",
         "learn connections, prune by standard deviation, retrain (Han et al. 2015)",
@@ -150,5 +154,13 @@ METHODS: dict[str, tuple[str, str]] = {
     "single-level": (
         "rarefy.quantize.single_level:SingleLevel",
         "clusters are frozen in turn, those that lose least first, the rest trains (Xu et al. 2018)",
+    ),
+    "coreset-filters": (
+        "rarefy.quantize.coreset_filters:CoresetFilters",
+        "filters become mixtures of a few that k-means keeps, without training (Dubey et al. 2018)",
+    ),
+    "tetris": (
+        "rarefy.prune.tetris:Tetris",
+        "rows and columns are reordered so that whole blocks of small weights can go (Ji et al. 2018)",
     ),
 }
