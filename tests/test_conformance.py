@@ -24,6 +24,7 @@ from rarefy.testing import ConformanceError, check_step
 # As little training as the method allows.
 SETTINGS: dict[str, dict[str, Any]] = {
     "prune-weights": {"sparsity": 0.6, "schedule": "cubic", "rounds": 2, "epochs": 1},
+    "prune-by-inputs": {"sparsity": 0.5, "examples": 128},
     "prune-connections": {"quality": 0.8, "rounds": 2, "epochs": 1, "rate": 0.02},
     "prune-channels": {
         "criterion": "taylor",
@@ -69,6 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "single-level": {"epochs": 1, "rounds": 2},
     "coreset-filters": {"ratio": 0.5, "examples": 128},
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
+    "bayesian-compression": {"epochs": 1},
 }
 
 

@@ -57,54 +57,58 @@ STEPS: dict[str, dict[str, object]] = {
     "smooth-quant": {},
     "split-outliers": {"ratio": 0.1},
     "single-level": {"epochs": 1, "rounds": 2},
-    "coreset-filters": {"ratio": 0.5, "weighted": false},
+    "coreset-filters": {"ratio": 0.5, "weighted": False},
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
+    "bayesian-compression": {"epochs": 1},
+    "prune-by-inputs": {"examples": 64},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssct
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfe
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-fixed-point                 ...x....................................
-static-int8                 ...x....................................
-auto-int8                   ...x....................................
-half-precision              ........................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x....................................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x....................................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-reconstruct                 ...x....................................
-smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.....
-coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbp
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyi
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+fixed-point                 ...x......................................
+static-int8                 ...x......................................
+auto-int8                   ...x......................................
+half-precision              ..........................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x......................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x......................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+reconstruct                 ...x......................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
+bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......
+prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

@@ -163,4 +163,8 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.prune.tetris:Tetris",
         "rows and columns are reordered so that whole blocks of small weights can go (Ji et al. 2018)",
     ),
+    "bayesian-compression": (
+        "rarefy.quantize.bayesian:BayesianCompression",
+        "noise on units, learned with the weights, says what goes and how many bits stay (Louizos et al. 2017)",
+    ),
 }
