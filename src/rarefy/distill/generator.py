@@ -184,17 +184,17 @@ class DistillGenerator(TrainedStep):
                 call(original, example)
             with features(model, [s for _, s in pairs]) as mine:
                 call(model, example)
-        adapters = [Adapter(mine[s].shape, theirs[t].shape) for t, s in pairs]
+        device = next(model.parameters()).device
+        # what the teachers are made of is drawn first, so that it does not depend on the student
         wide = copy.deepcopy(original).requires_grad_(True)
         deep = Refined(copy.deepcopy(original).requires_grad_(True), shape, self.deeper)
-        judge = discriminator(shape)
-        device = next(model.parameters()).device
+        judge = discriminator(shape).to(device)
+        judge(torch.zeros(2, *shape[1:], device=device))  # tells its layers their sizes
+        adapters = [Adapter(mine[s].shape, theirs[t].shape) for t, s in pairs]
         shop = Workshop(model, [wide, deep], judge, pairs, adapters, self.channels)
         shop.look = FixedFeatures(shape[1]) if len(shape) == 4 else None
         shop.shape = tuple(shape)
-        shop.to(device)
-        judge(torch.zeros(2, *shape[1:], device=device))  # tells its layers their sizes
-        return shop
+        return shop.to(device)
 
     def pairs(self, model: nn.Module, original: nn.Module, example: Inputs) -> list[Pair]:
         """Modules of the original and of the student that give maps of one size."""
