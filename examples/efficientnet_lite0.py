@@ -158,3 +158,9 @@ def task() -> Task:
     return dataclasses.replace(
         made, validation=made.test, calibration=loader(seen[spread], PREPARATION, 16)
     )
+
+
+def unlabelled() -> Task:
+    """The same without labels: sample images to learn from, agreement with the original to judge by."""
+    learnt = loader(images("imagenet_samples_*.zip"), PREPARATION, 25, training=True)
+    return dataclasses.replace(task(), name="imagenet-unlabelled", train=learnt, labelled=False)
