@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coreset-filters": {"ratio": 0.5, "examples": 128},
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
     "bayesian-compression": {"epochs": 1},
+    "gptq": {"bits": 3},
 }
 
 

@@ -61,54 +61,56 @@ STEPS: dict[str, dict[str, object]] = {
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
     "bayesian-compression": {"epochs": 1},
     "prune-by-inputs": {"examples": 64},
+    "gptq": {"examples": 64},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbp
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyi
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-fixed-point                 ...x......................................
-static-int8                 ...x......................................
-auto-int8                   ...x......................................
-half-precision              ..........................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x......................................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x......................................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-reconstruct                 ...x......................................
-smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
-bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......
-prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.x
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbpg
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyiq
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+fixed-point                 ...x.......................................
+static-int8                 ...x.......................................
+auto-int8                   ...x.......................................
+half-precision              ...........................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x.......................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x.......................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+reconstruct                 ...x.......................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
+bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
+prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
+gptq                        ...x.......................................
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

@@ -87,6 +87,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.split_outliers:SplitOutliers",
         "channels with the largest weights become two of half the size (Zhao et al. 2019)",
     ),
+    "gptq": (
+        "rarefy.quantize.gptq:GPTQ",
+        "weights rounded column by column, each error made good by the columns behind (Frantar et al. 2022)",
+    ),
     "half-precision": (
         "rarefy.quantize.half_precision:HalfPrecision",
         "weights stored as float16 or bfloat16",
