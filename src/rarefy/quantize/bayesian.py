@@ -4,8 +4,8 @@
 Louizos, Ullrich, Welling: Bayesian Compression for Deep Learning, NIPS 2017, arXiv 1705.08665, the group
 normal-Jeffreys prior (section 4.1): w = z · v, q(z_g) = N(μ_z, μ_z² α_g) for every unit g, q(v) = N(μ, σ²).
 KL(q(z) || p(z)) is the approximation of Molchanov et al. (2017, arXiv 1701.05369, equation 14); that of q(v)
-and N(0, 1) is exact. Units whose log α exceeds a threshold go; the posterior variances of the others set the step of a
-grid whose round-off they hide (section 4.3).
+and N(0, 1) is exact. Units whose log α exceeds a threshold go; the posterior variances of the others set
+the step of a grid whose round-off they hide (section 4.3).
 """
 
 import math
