@@ -169,6 +169,6 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "bayesian-compression": (
         "rarefy.quantize.bayesian:BayesianCompression",
-        "noise on units, learned with the weights, says what goes and how many bits stay (Louizos et al. 2017)",
+        "noise on units, learned with the weights, says what goes and how many bits stay (Louizos 2017)",
     ),
 }

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rarefy.prune.second_order import inverse_factor, keep_by_row, sparse_gpt, wanda_scores
+from rarefy.loops.ridge import inverse_factor
+from rarefy.prune.second_order import keep_by_row, sparse_gpt, wanda_scores
 
 
 def inputs(n: int = 12, rows: int = 400, seed: int = 0) -> Tensor:

@@ -11,8 +11,9 @@ from rarefy.errors import ModelError
 from rarefy.forms.affine import Quantised
 from rarefy.forms.grid import Grid
 from rarefy.forms.shadow import find
+from rarefy.loops.ridge import inverse_factor
 from rarefy.measure.quality import evaluate
-from rarefy.quantize.gptq import GPTQ, gptq_codes, inverse_factor, matrix_error
+from rarefy.quantize.gptq import GPTQ, gptq_codes
 from rarefy.step import Context
 from rarefy.task import Task
 
@@ -67,7 +68,7 @@ def test_outputs_are_nearer_than_with_nearest_rounding(bits: int) -> None:
     s = steps.unsqueeze(1)
     ours = gptq_codes(W, H, steps, grid) * s
     nearest = (W / s).round().clamp(grid.low, grid.high) * s
-    assert float(matrix_error(ours - W, H)) < 0.7 * float(matrix_error(nearest - W, H))
+    assert float(output_energy(ours - W, H)) < 0.7 * float(output_energy(nearest - W, H))
 
 
 def test_independent_inputs_leave_nearest_rounding() -> None:

@@ -193,3 +193,14 @@ def living(module: nn.Module, w: Tensor, outputs: bool) -> Tensor:
     if (kind_of(module) in ("transposed", "turned")) != outputs:
         return kernels.any(1)
     return kernels.unflatten(0, (groups_of(module), -1)).any(1).flatten()
+
+
+def output_energy(W: Tensor, H: Tensor) -> Tensor:
+    """The mean of |W x|² over inputs x with second moments H, summed over groups; a scalar in float64.
+
+    Args:
+        W: (…, out, in).
+        H: mean of x xᵀ, (…, in, in).
+    """
+    W = W.double()
+    return (W @ H.double() * W).sum()

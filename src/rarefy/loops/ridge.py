@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from rarefy.errors import ModelError
+
 
 def ridge_solve(A: Tensor, B: Tensor, damping: float = 1e-12) -> Tensor:
     """X with ``(A + damping · mean(diagonal of A) · I) X = B``.
@@ -20,3 +22,23 @@ def ridge_solve(A: Tensor, B: Tensor, damping: float = 1e-12) -> Tensor:
     ridge = damping * A.diagonal(dim1=-2, dim2=-1).mean(-1)
     ridge = ridge.clamp(min=torch.finfo(A.dtype).tiny)
     return torch.linalg.solve(A + ridge[..., None, None] * torch.eye(A.shape[-1]).to(A), B)
+
+
+def inverse_factor(A: Tensor, damping: float) -> Tensor:
+    """The upper triangle U with ``(A + damping · mean(diagonal of A) · I)⁻¹ = UᵀU``, in float64.
+
+    Args:
+        A: second moments, (…, n, n); what is always zero counts as independent of the others.
+        damping: share of the diagonal's mean.
+
+    Raises:
+        ModelError: the moments are not finite.
+    """
+    A = A.double()
+    if not bool(torch.isfinite(A).all()):
+        raise ModelError("what a layer reads is NaN or infinite on calibration data")
+    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    ridge = damping * mean + torch.where(diagonal == 0, mean.clamp(min=1e-30), 0.0)
+    L = torch.linalg.cholesky(A + torch.diag_embed(ridge.clamp(min=torch.finfo(A.dtype).tiny)))
+    return torch.linalg.cholesky(torch.cholesky_inverse(L), upper=True)

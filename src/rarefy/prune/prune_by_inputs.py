@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from rarefy.errors import RecipeError
 from rarefy.forms.mask import mask_of, set_mask
+from rarefy.loops.matrix import output_energy
 from rarefy.loops.progress import bar
+from rarefy.loops.ridge import inverse_factor
 from rarefy.loops.statistics import SecondMoment
 from rarefy.loops.walk import Visit, walk
 from rarefy.measure.quality import batches_of
 from rarefy.prune.granularity import parse
-from rarefy.prune.second_order import inverse_factor, keep_by_row, sparse_gpt, wanda_scores
+from rarefy.prune.second_order import keep_by_row, sparse_gpt, wanda_scores
 from rarefy.select import select
 from rarefy.step import Context, Count, OpenFraction, Patterns, Step
 
@@ -79,8 +81,8 @@ class PruneByInputs(Step):
         H = moment.mean() if grouped else moment.mean().unsqueeze(0)
         alive = W != 0
         new, keep = self.solve(W, H, alive)
-        energy = output_energy(W.double(), H)
-        error = output_energy(new.double() - W.double(), H)
+        energy = output_energy(W, H)
+        error = output_energy(new - W, H)
         visit.put((new if grouped else new.squeeze(0)).to(before))
         mark(visit, before, keep if grouped else keep.squeeze(0))
         return float(error / energy) if float(energy) else 0.0
@@ -95,11 +97,6 @@ class PruneByInputs(Step):
             return W * keep, keep
         U = inverse_factor(H, self.damping)
         return sparse_gpt(W, U, self.sparsity, alive=alive, pattern=pattern, block=self.block)
-
-
-def output_energy(W: Tensor, H: Tensor) -> Tensor:
-    """The mean of |W x|² over the inputs whose second moments are H."""
-    return ((W @ H) * W).sum()
 
 
 def mark(visit: Visit, before: Tensor, keep: Tensor) -> None:

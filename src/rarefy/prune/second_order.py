@@ -41,21 +41,6 @@ def keep_by_row(scores: Tensor, sparsity: float, pattern: tuple[int, int] | None
     )
 
 
-def inverse_factor(H: Tensor, damping: float) -> Tensor:
-    """The upper triangle U with (H + damping · mean(diagonal) · I)⁻¹ = UᵀU, in float64.
-
-    Args:
-        H: (groups, n, n); an input that is always zero counts as independent of the others.
-        damping: share of the diagonal's mean.
-    """
-    H = H.double()
-    diagonal = H.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean(-1, keepdim=True)
-    ridge = damping * mean + torch.where(diagonal == 0, mean.clamp(min=1e-30), 0.0)
-    L = torch.linalg.cholesky(H + torch.diag_embed(ridge.clamp(min=torch.finfo(H.dtype).tiny)))
-    return torch.linalg.cholesky(torch.cholesky_inverse(L), upper=True)
-
-
 def sparse_gpt(
     W: Tensor,
     U: Tensor,

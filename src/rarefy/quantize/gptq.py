@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rarefy.errors import ModelError
 from rarefy.forms.affine import Quantised
 from rarefy.forms.grid import Grid, to_codes
-from rarefy.loops.matrix import kind_of
+from rarefy.loops.matrix import kind_of, output_energy
+from rarefy.loops.ridge import inverse_factor
 from rarefy.loops.statistics import SecondMoment
 from rarefy.loops.walk import Visit, walk
 from rarefy.measure.quality import batches_of
@@ -26,26 +26,6 @@ from rarefy.select import select
 from rarefy.step import Context, Count, Patterns, Positive, Step
 
 BLOCK = 128  # columns after which what lies far behind is brought up to date
-
-
-def inverse_factor(H: Tensor, damping: float) -> Tensor:
-    """Upper triangular U with U^T U = (H + damping · mean diagonal · I)^-1, float64.
-
-    Args:
-        H: (..., n, n) second moments of the inputs; inputs that are always zero have an empty row.
-        damping: share of the diagonal's mean.
-
-    Raises:
-        ModelError: the moments are not finite.
-    """
-    H = H.double()
-    if not bool(torch.isfinite(H).all()):
-        raise ModelError("what a layer reads is NaN or infinite on calibration data")
-    diagonal = H.diagonal(dim1=-2, dim2=-1)
-    ridge = (damping * diagonal.mean(-1)).clamp(min=1e-12)
-    H = H + torch.diag_embed(ridge.unsqueeze(-1) + (diagonal == 0).double())
-    lower = torch.linalg.cholesky(H)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
 
 
 def gptq_codes(W: Tensor, H: Tensor, scale: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
@@ -73,11 +53,6 @@ def gptq_codes(W: Tensor, H: Tensor, scale: Tensor, grid: Grid, damping: float =
             W[..., i:end] -= error.unsqueeze(-1) * U[..., i, i:end].unsqueeze(-2)
         W[..., end:] -= errors @ U[..., start:end, end:]
     return codes
-
-
-def matrix_error(E: Tensor, H: Tensor) -> Tensor:
-    """tr(E H E^T): the squared error of the outputs that an error of the weight makes, up to a factor."""
-    return (E.double() @ H.double() * E.double()).sum()
 
 
 @dataclass(frozen=True)
@@ -134,7 +109,7 @@ class GPTQ(Step):
         s = steps.double().unsqueeze(-1)
         nearest = (W / s).round().clamp(grid.low, grid.high) * s
         found = codes * s
-        off = [float(matrix_error(each - W, H)) for each in (nearest, found)]
+        off = [float(output_energy(each - W, H)) for each in (nearest, found)]
         best = found if off[1] <= off[0] else nearest
         visit.put(best.to(W.dtype))
         return scale, [off[0], min(off)]
