@@ -27,7 +27,7 @@ def test_one_layer_has_its_mean_back() -> None:
     exact = copy.deepcopy(model)
     prepared = prepare(model, x, ONNXRUNTIME_CPU, "*", ("2", "6"))
     ranges = {"input#0": (0.0, 1.3), "1:relu#0": (0.0, 4.0)}
-    how = prepared.rounding(ranges, bits=3)
+    how = prepared.rounding(ranges, prepared.codes(ranges, bits=3))
     assert correct_means(model, x, how) == ["0"]
     weight = how.weight("0")
     assert weight is not None

@@ -29,8 +29,8 @@ class AutoInt8(StaticInt8):
     Attributes:
         loss: the most that the metric may lose on validation data; without labels or validation data, the
             share of calibration examples that may get another answer.
-        bits, range, percentile, weight_range, overflow, runtime, correct, examples, layers, exclude: as for
-            static int8, see `rarefy.quantize.static_int8.StaticInt8`.
+        bits, range, percentile, weight_range, overflow, runtime, compensate, correct: as for static int8.
+        examples, layers, exclude: as for static int8, see `rarefy.quantize.static_int8.StaticInt8`.
     """
 
     loss: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -112,7 +112,7 @@ class AutoInt8(StaticInt8):
     def ranking(self, model: nn.Module, context: Context) -> tuple[list[Damage], list[list[str]]]:
         """The damage of integer calls that hold a weight, worst first, and the layers bound to each."""
         prepared, ranges = self.ready(model, context)
-        how = prepared.rounding(ranges, **self.weights())
+        how = prepared.rounding(ranges, self.coded(prepared, ranges, context))
         sites = [site for site in how.readers if site.rpartition(":")[0] in how.holding]
         found = output_damage(model, self.few(context, TRIED)[0], how, sites)
         return found, [prepared.bound(damage.site) for damage in found]

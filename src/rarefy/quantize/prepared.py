@@ -2,7 +2,7 @@
 """A network made ready for integers: norms folded, quantisers placed, ranges found, nothing rounded yet."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,28 +61,27 @@ class Prepared:
             found[path] = min(found.get(path, scale), scale)
         return found
 
-    def rounding(self, ranges: dict[str, Range], **how: object) -> Rounding:
-        """How all integer calls will be rounded; `how` is for `coded_weight`."""
+    def codes(self, ranges: dict[str, Range], **how: object) -> dict[str, Codes]:
+        """Every weight as integers, by the first layer that holds it; for `how` see `coded_weight`."""
         scales = self.scales(ranges)
-        holding = {layer.name: shared for shared in self.weights for layer in shared}
+        return {
+            shared[0].name: coded_weight(shared, scales, **how)  # type: ignore[arg-type]
+            for shared in self.weights
+        }
+
+    def rounding(self, ranges: dict[str, Range], codes: Mapping[str, Codes]) -> Rounding:
+        """How all integer calls will be rounded."""
+        first = {layer.name: shared[0].name for shared in self.weights for layer in shared}
 
         def weight(path: str) -> Tensor | None:
-            if path not in holding:
-                return None
-            return coded_weight(holding[path], scales, **how).dequantised()  # type: ignore[arg-type]
+            return codes[first[path]].dequantised() if path in first else None
 
-        return Rounding(self.readers(), ranges, self.runtime.activations, weight, set(holding))
+        return Rounding(self.readers(), ranges, self.runtime.activations, weight, set(first))
 
-    def codes(self, ranges: dict[str, Range], **how: object) -> Iterator[tuple[list[Layer], Codes]]:
-        """Every weight as integers, one after the other."""
-        scales = self.scales(ranges)
-        for shared in self.weights:
-            yield shared, coded_weight(shared, scales, **how)  # type: ignore[arg-type]
-
-    def finish(self, ranges: dict[str, Range], **how: object) -> nn.Module:
+    def finish(self, ranges: dict[str, Range], codes: Mapping[str, Codes]) -> nn.Module:
         """Stores weights and biases as integers and attaches the quantisers of activations."""
-        for shared, found in self.codes(ranges, **how):
-            store_codes(shared, found)
+        for shared in self.weights:
+            store_codes(shared, codes[shared[0].name])
         if self.runtime.bias == "int32":
             quantise_biases(self.model, self.placement, self.scales(ranges))
         quantize_sites(self.model, ranges, lambda _: self.runtime.activations)

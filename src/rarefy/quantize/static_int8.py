@@ -17,7 +17,9 @@ from rarefy.export.inputs import first_examples
 from rarefy.loops.histogram import Histogram
 from rarefy.measure.quality import batches_of
 from rarefy.quantize.calibration import calibrate, look
+from rarefy.quantize.compensated import compensate, eligible, moments_of_layers
 from rarefy.quantize.damage import layer_noise
+from rarefy.quantize.int8_weights import Codes
 from rarefy.quantize.kernels import Runtime, table_of
 from rarefy.quantize.mean_outputs import correct_means, joined
 from rarefy.quantize.output_error import Range, output_errors
@@ -51,6 +53,8 @@ class StaticInt8(Step):
             for machines that are known to have VNNI.
         runtime: for which quantisers are placed: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
             ``"litert"``; ``"auto"`` for the one that the result is measured in.
+        compensate: whether the rounding errors of a weight's columns make up for each other in what the layer
+            computes; else every weight is rounded to the nearest.
         correct: whether biases make up for what rounding does to the mean results of layers.
         examples: at most so many calibration examples are seen.
         layers: which layers, see `rarefy.select.select`.
@@ -63,6 +67,7 @@ class StaticInt8(Step):
     weight_range: Literal["minmax", "mse"] = "minmax"
     overflow: Literal["avoid", "allow"] = "avoid"
     runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt", "litert"] = "auto"
+    compensate: bool = False
     correct: bool = True
     examples: Count = 128
     layers: Patterns = "*"
@@ -76,13 +81,12 @@ class StaticInt8(Step):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Folds, rounds the weights, calibrates, and attaches quantisers to the sites that need one."""
         prepared, ranges = self.ready(model, context)
-        noise = layer_noise(
-            model, self.few(context, JUDGED), prepared.rounding(ranges, **self.weights())
-        )
+        codes = self.coded(prepared, ranges, context)
+        how = prepared.rounding(ranges, codes)
+        noise = layer_noise(model, self.few(context, JUDGED), how)
         if self.correct:
-            inputs = joined(self.few(context, AVERAGED))
-            correct_means(model, inputs, prepared.rounding(ranges, **self.weights()))
-        prepared.finish(ranges, **self.weights())
+            correct_means(model, joined(self.few(context, AVERAGED)), how)
+        prepared.finish(ranges, codes)
         context.record.update(
             folded_norms=len(prepared.folded),
             ranges=ranges,
@@ -141,6 +145,22 @@ class StaticInt8(Step):
         batches = batches_of(context.task, "calibration", few)
         return [move(first_examples(inputs, few), context.device) for inputs in batches]
 
-    def weights(self) -> dict[str, Any]:
-        """How weights are rounded, for `coded_weight`."""
-        return {"bits": self.bits, "choice": self.weight_range, "overflow": self.overflow}
+    def coded(
+        self, prepared: Prepared, ranges: dict[str, Range], context: Context
+    ) -> dict[str, Codes]:
+        """Every weight as integers."""
+        codes = prepared.codes(
+            ranges, bits=self.bits, choice=self.weight_range, overflow=self.overflow
+        )
+        if not self.compensate:
+            return codes
+        fed, paired = prepared.scales(ranges), self.overflow == "avoid" and self.bits == 8
+        layers = [
+            shared[0]
+            for shared in prepared.weights
+            if len(shared) == 1 and shared[0].name in fed and eligible(shared[0])
+        ]
+        batches = self.few(context, TRIED)
+        for layer, moment in moments_of_layers(prepared.model, layers, batches):
+            codes[layer.name] = compensate(layer, codes[layer.name], moment, paired)
+        return codes
