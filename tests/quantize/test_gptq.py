@@ -11,6 +11,7 @@ from rarefy.errors import ModelError
 from rarefy.forms.affine import Quantised
 from rarefy.forms.grid import Grid
 from rarefy.forms.shadow import find
+from rarefy.loops.matrix import output_energy
 from rarefy.loops.ridge import inverse_factor
 from rarefy.measure.quality import evaluate
 from rarefy.quantize.gptq import GPTQ, gptq_codes
