@@ -151,16 +151,29 @@ def test_the_table_is_whole() -> None:
     assert len(ALLOWED) == len(METHODS) ** 2
 
 
-@pytest.mark.parametrize("pair", [pair for pair, allowed in ALLOWED.items() if allowed])
-def test_allowed_pairs_run(pair: tuple[str, str], two_batches: Task) -> None:
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
     torch.manual_seed(0)
-    model = TinyNet().eval()
+    return TinyNet().eval()
+
+
+@pytest.fixture(scope="module")
+def halfway() -> dict[str, nn.Module]:
+    """The network after a first step, by the step's name."""
+    return {}
+
+
+@pytest.mark.parametrize("pair", [pair for pair, allowed in ALLOWED.items() if allowed])
+def test_allowed_pairs_run(
+    pair: tuple[str, str], original: nn.Module, two_batches: Task, halfway: dict[str, nn.Module]
+) -> None:
     recipe = Recipe(tuple(step(name) for name in pair))
     recipe.check(two_batches)
-    current = copy.deepcopy(model)
-    for number, each in enumerate(recipe.steps):
-        context = Context(two_batches, model, torch.device("cpu"), number)
-        current, _ = apply_step(each, current, context)
+    contexts = [Context(two_batches, original, torch.device("cpu"), seed) for seed in (0, 1)]
+    if pair[0] not in halfway:
+        first = copy.deepcopy(original)
+        halfway[pair[0]] = apply_step(recipe.steps[0], first, contexts[0])[0]
+    current, _ = apply_step(recipe.steps[1], copy.deepcopy(halfway[pair[0]]), contexts[1])
     x = two_batches.example
     with torch.no_grad():
         before = current(x)
