@@ -46,7 +46,9 @@ def test_the_quantised_network_is_nearer_to_the_original() -> None:
     errors = {}
     for correct in (False, True):
         context = Context(task, exact, torch.device("cpu"))
-        found = StaticInt8(bits=4, correct=correct).apply(copy.deepcopy(exact), context)
+        found = StaticInt8(bits=4, compensate=False, correct=correct).apply(
+            copy.deepcopy(exact), context
+        )
         errors[correct] = float((found(x[32:]) - exact(x[32:])).norm())
     assert errors[True] < 0.7 * errors[False]
 

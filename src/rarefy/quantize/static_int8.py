@@ -67,7 +67,7 @@ class StaticInt8(Step):
     weight_range: Literal["minmax", "mse"] = "minmax"
     overflow: Literal["avoid", "allow"] = "avoid"
     runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt", "litert"] = "auto"
-    compensate: bool = False
+    compensate: bool = True
     correct: bool = True
     examples: Count = 128
     layers: Patterns = "*"
