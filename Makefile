@@ -22,7 +22,7 @@ demo: $(CORE) ## train a network on embedded digits, compress it, print the tabl
 		--recipe examples/demo.yaml --out $(DEMO)
 
 test: $(FULL) browser ## the whole suite; ARGS="tests/store -k huffman" chooses
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 browser: ## a Chromium, for the tests that open the report
 	@if [ -n "$$RAREFY_CHROMIUM" ] || command -v chromium >/dev/null \
