@@ -121,6 +121,8 @@ class DiverseNeurons(Reconstruction):
     """Keeps a random diverse subset of the neurons, as their activations tell, and fuses the others into it.
 
     Attributes:
+        sparsity, round_to, examples, samples, layers, exclude: see
+            `rarefy.prune.reconstruction.Reconstruction`.
         beta: inverse width of the kernel, times the number of samples.
         damping: added to the kernel's diagonal.
         fusing: whether survivors take over what the others gave.

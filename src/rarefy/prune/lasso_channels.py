@@ -139,6 +139,8 @@ class LassoChannels(Reconstruction):
     """Keeps the channels that LASSO finds to rebuild the next layer's output best, and refits that layer.
 
     Attributes:
+        sparsity, round_to, examples, samples, layers, exclude: see
+            `rarefy.prune.reconstruction.Reconstruction`.
         sequential: whether Y is what the network gave before this step, so that a layer makes up for the
             errors of those before it; otherwise what the layer gives as pruning comes to it.
         damping: pull of the fitted weight towards the one before.

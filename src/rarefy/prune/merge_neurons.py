@@ -93,6 +93,7 @@ class MergeNeurons(Reconstruction):
 
     Attributes:
         sparsity: share of the units of every group that are merged into others.
+        round_to, examples, samples, layers, exclude: see `rarefy.prune.reconstruction.Reconstruction`.
     """
 
     sparsity: OpenFraction = 0.3

@@ -48,6 +48,8 @@ class Thinet(Reconstruction):
     """Removes the channels, neurons or heads that the next layer misses least, greedily, layer by layer.
 
     Attributes:
+        sparsity, round_to, examples, layers, exclude: see
+            `rarefy.prune.reconstruction.Reconstruction`.
         samples: entries of the next layer's output that are looked at.
         rescale: whether the channels that stay are scaled by least squares.
         epochs: of training after each layer; 0 for none.

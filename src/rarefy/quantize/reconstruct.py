@@ -110,7 +110,8 @@ class Reconstruct(Step):
         for unit in watch(units, "reconstruct"):
             samples = samples_of(unit.path, model, reference, batches)
             errors[unit.path] = self.mend(model, unit, samples)
-        model.requires_grad_(True)
+        for p in model.parameters():
+            p.requires_grad_(p.is_floating_point())
         context.record.update(finish_training(model, layout))
         context.record["output_errors"] = errors  # nearest, learned, kept
         return model

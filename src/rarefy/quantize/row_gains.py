@@ -39,7 +39,11 @@ def gradient_energy(
 
 
 def moments_of(visit: Visit) -> tuple[Tensor, Tensor]:
-    """Mean products (G, n, n) and means (G, n) of a layer's inputs."""
+    """Mean products (G, n, n) and means (G, n) of a layer's inputs.
+
+    Where all inputs are zero, because what was rounded before gives nothing any more, they count as equally
+    large and unrelated, so that the weights keep their proportions.
+    """
     products, sums, count = None, None, 0
     for rows in visit.inputs():
         x = rows if rows.dim() == 3 else rows.unsqueeze(0)
@@ -49,6 +53,8 @@ def moments_of(visit: Visit) -> tuple[Tensor, Tensor]:
         count += x.shape[1]
     assert products is not None
     assert sums is not None
+    dead = products.diagonal(dim1=-2, dim2=-1).sum(-1) == 0
+    products[dead] = torch.eye(products.shape[-1]).to(products)
     return products / count, sums / count
 
 

@@ -68,10 +68,12 @@ def plan_contexts(
         symbols: shape (n,), unsigned, below `alphabet`, in row-major order of the tensor.
         alphabet: number of symbols.
         folded: whether they stand for 0, -1, 1, -2, 2, …
-        shape: of the tensor.
+        shape: of the tensor; a row is decoded as a whole, so tensors of very long rows are refused.
         coder: of the scales, as in `symbols`.
     """
     grid = grid_shape(shape)
+    if grid[1] * grid[2] > _ROWS:
+        return None
     scales = _best_scales(symbols, alphabet, folded, grid, coder)
     if scales is None:
         return None
@@ -187,6 +189,8 @@ class ContextReader:
     def __init__(self, cursor: Cursor, alphabet: int, shape: tuple[int, ...]) -> None:
         """Take the symbols of a tensor of this shape from the cursor."""
         self._shape = grid_shape(shape)
+        if self._shape[1] * self._shape[2] > _ROWS:
+            raise FileError(f"rows of {self._shape[1] * self._shape[2]:,} values are not possible")
         self._scales = read_scales(cursor, self._shape)
         bits = BitReader(cursor)
         self._low, self._contexts = unzigzag(bits.golomb(3)), bits.golomb(2) + 1
