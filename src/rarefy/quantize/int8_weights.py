@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights and biases as the integers that a runtime multiplies and adds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from rarefy.quantize.tied import clothe, clothe_one, finite_weight
 from rarefy.select import Layer
 
 INT32 = 2**30  # half of the largest 32-bit bias
+BLOCK = 1 << 20  # entries that are worked on together
 
 
 def channel_axis(module: nn.Module) -> int:
@@ -62,8 +63,17 @@ def weight_codes(w: Tensor, scale: Tensor, grid: Grid, axis: int, rows: Tensor |
     if rows is None:
         zero_point = torch.zeros_like(scale, dtype=torch.int8)
         return to_codes(w, scale, zero_point, grid, axis)
-    codes = (rows / scale.unsqueeze(1)).round_().clamp_(grid.low, grid.high)
-    return like(limited(codes, starts_of(w)), w, axis).to(torch.int8)
+    starts, parts = starts_of(w), []
+    for part, s in in_blocks(rows, scale):
+        codes = (part / s.unsqueeze(1)).round_().clamp_(grid.low, grid.high)
+        parts.append(limited(codes, starts).to(torch.int8))
+    return like(torch.cat(parts), w, axis)
+
+
+def in_blocks(rows: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some channels at a time, so that what is computed of them takes little memory."""
+    each = max(1, BLOCK // max(rows[0].numel(), 1))
+    return zip(rows.split(each), scale.split(each), strict=True)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,9 @@ def coded_weight(
     if overflow == "avoid" and bits == 8 and any(layer.name in scales for layer in shared):
         rows = rows_of(w, axis, getattr(shared[0].module, "groups", 1))
     if rows is not None:
-        scale = safe_scale(rows, scale, grid.high, starts_of(w))
+        starts = starts_of(w)
+        parts = [safe_scale(r, s, grid.high, starts) for r, s in in_blocks(rows, scale)]
+        scale = torch.cat(parts)
     for layer in shared:
         bias = getattr(layer.module, "bias", None)
         if layer.name in scales and isinstance(bias, Tensor) and bias.shape == scale.shape:
