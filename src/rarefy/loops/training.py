@@ -3,12 +3,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rarefy.loops.optimise import Training
-from rarefy.step import Count, Fraction, Positive, Step
+from rarefy.step import Count, Fraction, Patterns, Positive, Step
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,30 @@ class TrainedStep(DescentStep):
     patience: Count | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     state_bits: Literal[8, 32] = 32
+
+
+@dataclass(frozen=True)
+class LearningStep(Step):
+    """A step that learns what weights become; without an epoch it needs no data.
+
+    Attributes:
+        epochs: of training; 0 for none.
+        rate: learning rate of that training (Adam, cosine).
+        alpha: share of the original's answers in the loss; default: 0 with labels, 1 without.
+        layers, exclude: which layers, see `rarefy.select.select`.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 20
+    rate: Positive = 5e-3
+    alpha: Fraction | None = None
+    layers: Patterns = "*"
+    exclude: Patterns = ()
+
+    needs: ClassVar[frozenset[str]] = frozenset({"train"})
+    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
+    writes: ClassVar[str | None] = "codebook"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.epochs:
+            object.__setattr__(self, "needs", frozenset())

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from rarefy.forms.shadow import Form
 from rarefy.graph.fold import output_axis
 from rarefy.loops.optimise import Training
+from rarefy.loops.training import LearningStep
 from rarefy.quantize.entropy_penalty import LARGEST, LearnedGrid
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import Layer, select
-from rarefy.step import Context, Fraction, Patterns, Positive, Step
+from rarefy.step import Context, Fraction, Positive
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 START = -9.0  # log variances to begin with
@@ -101,7 +102,7 @@ def step_of(variance: Tensor, largest: float) -> float:
 
 
 @dataclass(frozen=True)
-class BayesianCompression(Step):
+class BayesianCompression(LearningStep):
     """Trains distributions over weights, removes noisy units, rounds the rest as coarsely as noise allows.
 
     Attributes:
@@ -119,18 +120,6 @@ class BayesianCompression(Step):
     warmup: Fraction = 0.3
     epochs: Annotated[int, Field(ge=0)] = 20
     rate: Positive = 5e-3
-    alpha: Fraction | None = None
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"train"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
-    writes: ClassVar[str | None] = "codebook"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.epochs:
-            object.__setattr__(self, "needs", frozenset())
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Trains, then finishes layer by layer; records units and bits."""

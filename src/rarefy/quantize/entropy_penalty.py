@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from rarefy.forms.shadow import Form, dressed, find
 from rarefy.loops.optimise import Training
+from rarefy.loops.training import LearningStep
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
 from rarefy.select import select, stored_parameter
-from rarefy.step import Context, Fraction, Patterns, Positive, Step
+from rarefy.step import Context, Fraction, Positive
 
 LARGEST = 127
 """Codes reach from -127 to 127."""
@@ -108,7 +109,7 @@ def information(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EntropyPenalty(Step):
+class EntropyPenalty(LearningStep):
     """Puts weights and biases on grids with learned steps and trains them under the price of their bits.
 
     Attributes:
@@ -126,18 +127,6 @@ class EntropyPenalty(Step):
     epochs: Annotated[int, Field(ge=0)] = 20
     rate: Positive = 2e-3
     ramp: Fraction = 0.3
-    alpha: Fraction | None = None
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"train"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
-    writes: ClassVar[str | None] = "codebook"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.epochs:
-            object.__setattr__(self, "needs", frozenset())
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Puts every tensor on its grid, trains, and records bits and steps."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from rarefy.forms.shadow import Form
 from rarefy.loops.optimise import Training
 from rarefy.loops.repair import repair
+from rarefy.loops.training import LearningStep
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import select
-from rarefy.step import Context, Fraction, OpenFraction, Patterns, Positive, Step
+from rarefy.step import Context, OpenFraction, Patterns, Positive
 
 PRIME = 2**31 - 1  # products of two residues fit into 63 bits
 
@@ -93,7 +94,7 @@ class Hashed(Form):
 
 
 @dataclass(frozen=True)
-class HashWeights(Step):
+class HashWeights(LearningStep):
     """Lets a hash function decide which weights of a layer share a value, and trains the values.
 
     Attributes:
@@ -111,18 +112,7 @@ class HashWeights(Step):
     start: Literal["random", "projected"] = "random"
     epochs: Annotated[int, Field(ge=0)] = 30
     rate: Positive = 1e-3
-    alpha: Fraction | None = None
     layers: Patterns = "type:Linear"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"train"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
-    writes: ClassVar[str | None] = "codebook"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.epochs:  # hashing alone needs no data
-            object.__setattr__(self, "needs", frozenset())
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Hashes every selected layer and trains the network."""

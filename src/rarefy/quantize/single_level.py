@@ -18,10 +18,11 @@ from rarefy.forms.codebook import Codebook
 from rarefy.forms.shadow import Form
 from rarefy.loops.optimise import Training
 from rarefy.loops.repair import repair
+from rarefy.loops.training import LearningStep
 from rarefy.quantize.kmeans import cluster, nearest_codes
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import select
-from rarefy.step import Context, Count, Fraction, Patterns, Positive, Step
+from rarefy.step import Context, Count, Positive
 
 
 class PartlyFrozen(Form):
@@ -84,7 +85,7 @@ def freeze(w: Tensor, frozen: Tensor, levels: int, last: bool) -> tuple[Tensor, 
 
 
 @dataclass(frozen=True)
-class SingleLevel(Step):
+class SingleLevel(LearningStep):
     """Quantises every layer to 2^bits shared values, part by part, training what is still free.
 
     Attributes:
@@ -100,18 +101,6 @@ class SingleLevel(Step):
     rounds: Count = 3
     epochs: Annotated[int, Field(ge=0)] = 3
     rate: Positive = 1e-3
-    alpha: Fraction | None = None
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"train"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
-    writes: ClassVar[str | None] = "codebook"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.epochs:
-            object.__setattr__(self, "needs", frozenset())
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Freezes and trains in turn; records the frozen share after every round."""

@@ -12,7 +12,7 @@ that it most likely came from (section 4).
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from rarefy.forms.codebook import Codebook
 from rarefy.loops.optimise import Training
+from rarefy.loops.training import LearningStep
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import select
-from rarefy.step import Context, Count, Fraction, OpenFraction, Patterns, Positive, Step
+from rarefy.step import Context, Count, OpenFraction, Positive
 
 SPEED = 20.0  # how much slower than a weight's the mixture's own scale is counted
 SHAPES, RATES = (
@@ -100,7 +101,7 @@ def merged(centres: Tensor, precisions: Tensor, shares: Tensor, nats: float) -> 
 
 
 @dataclass(frozen=True)
-class SoftWeightSharing(Step):
+class SoftWeightSharing(LearningStep):
     """Trains the weights under a mixture of normals, then replaces each by a component's mean.
 
     Attributes:
@@ -120,18 +121,6 @@ class SoftWeightSharing(Step):
     merge: Positive = 1.0
     epochs: Annotated[int, Field(ge=0)] = 20
     rate: Positive = 5e-3
-    alpha: Fraction | None = None
-    layers: Patterns = "*"
-    exclude: Patterns = ()
-
-    needs: ClassVar[frozenset[str]] = frozenset({"train"})
-    reads: ClassVar[frozenset[str]] = frozenset({"dense"})
-    writes: ClassVar[str | None] = "codebook"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.epochs:
-            object.__setattr__(self, "needs", frozenset())
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Trains weights and mixture together, merges, assigns."""
