@@ -8,6 +8,7 @@ that is cut short or out of range ends in one `FileError` before anything is all
 from itertools import pairwise
 
 from rarefy.errors import FileError
+from rarefy.store.golomb import golomb_codes
 
 
 def varint(value: int) -> bytes:
@@ -35,9 +36,6 @@ def zigzag(value: int) -> int:
 def unzigzag(value: int) -> int:
     """Undo `zigzag`."""
     return -(value + 1 >> 1) if value & 1 else value >> 1
-
-
-_SHORT_CODES = {format(value, "b"): value for value in range(1, 256)}
 
 
 class Cursor:
@@ -177,18 +175,9 @@ class BitReader:
 
     def golombs(self, count: int, order: int) -> list[int]:
         """The next `count` codes of one order; as `golomb` for each, but faster and of any size."""
-        first, place = self._bit // 8, self._bit % 8
-        ahead = bytes(self._cursor.data[first : first + 4 * count + 16])
-        text = format(int.from_bytes(b"\1" + ahead, "big"), "b")[1:]
-        values: list[int] = []
-        base, limit, find, take = 1 << order, len(text), text.find, values.append
-        for _ in range(count):
-            one = find("1", place)
-            end = 2 * one - place + order + 1
-            if one < 0 or end > limit:
-                break
-            take((_SHORT_CODES.get(word := text[one:end]) or int(word, 2)) - base)
-            place = end
+        first = self._bit // 8
+        ahead = bytes(self._cursor.data[first : first + 2 * count + 16])
+        values, place = golomb_codes(ahead, self._bit % 8, count, order)
         self._bit = 8 * first + place
         # Codes longer than what was looked at, and damage, take the careful way.
         return values + [self.golomb(order) for _ in range(count - len(values))]

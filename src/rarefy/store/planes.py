@@ -59,8 +59,8 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
         cut = partial(_plane, pattern, kind, rest, bits, halved and bits == 4)
         plane, bits = cut(), 8 if halved and bits == 4 else bits
         counts = histogram(plane, 1 << bits)
-        # A hundredth less is not worth a decoder's time on what is noise for the most part.
-        noise = plane.size >= _FEW and entropy(counts) > 0.99 * bits * plane.size
+        # A few hundredths less are not worth a decoder's time on what is noise for the most part.
+        noise = plane.size >= _FEW and entropy(counts) > 0.97 * bits * plane.size
         parts.append(plan_run(cut, counts, "raw" if noise else coder))
 
     def pieces() -> Iterator[bytes]:
