@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from rarefy.errors import ModelError
 from rarefy.forms.integer import (
     fixed_multiplier,
-    high_product,
     integer_add,
     integer_conv,
     integer_product,
     requantise,
-    rounding_shift,
+    scaled,
     within_int32,
 )
 
@@ -47,33 +46,30 @@ def test_a_factor_is_met_to_31_bits(factor: float) -> None:
     assert abs(Fraction(M0) / 2**31 / Fraction(2) ** n / Fraction(factor) - 1) <= Fraction(1, 2**30)
 
 
-def test_products_round_halves_up_and_shifts_away_from_zero() -> None:
-    a = torch.tensor([3, -3, 1, -1, 5])
-    assert high_product(a, torch.tensor(2**30)).tolist() == [2, -1, 1, 0, 3]
-    assert rounding_shift(torch.tensor([5, -5, 6, -6, 7]), torch.tensor(2)).tolist() == [
-        1,
-        -1,
-        2,
-        -2,
-        2,
-    ]
-    assert rounding_shift(torch.tensor([9, -9]), torch.tensor(0)).tolist() == [9, -9]
+def test_products_are_rounded_once_halves_up() -> None:
+    half, none = torch.tensor(2**30), torch.tensor(0)
+    assert scaled(torch.tensor([3, -3, 1, -1, 5]), half, none).tolist() == [2, -1, 1, 0, 3]
+    # 3 / 8: rounded to 2 / 4 first, it would become 1
+    assert scaled(torch.tensor([3, 5, -3]), half, torch.tensor(2)).tolist() == [0, 1, 0]
+    assert scaled(torch.tensor([3]), half, torch.tensor(-3)).tolist() == [12]
+    assert scaled(torch.tensor([3]), half, torch.tensor(-31)).tolist() == [3 << 30]
+    assert scaled(torch.tensor([2**31 - 1]), half, torch.tensor(40)).tolist() == [0]
 
 
-@given(st.integers(-(2**31) + 1, 2**31 - 1), st.integers(0, 20))
-def test_a_shift_is_the_nearest_integer(x: int, n: int) -> None:
-    found = int(rounding_shift(torch.tensor(x), torch.tensor(n)))
-    assert abs(Fraction(found) - Fraction(x, 2**n)) <= Fraction(1, 2)
+@given(st.integers(-(2**31) + 1, 2**31 - 1), st.integers(2**30, 2**31 - 1), st.integers(-8, 40))
+def test_a_scaled_sum_is_the_nearest_integer(x: int, M0: int, n: int) -> None:
+    found = int(scaled(torch.tensor(x), torch.tensor(M0), torch.tensor(n)))
+    assert abs(Fraction(found) - Fraction(x) * M0 / Fraction(2) ** (31 + n)) <= Fraction(1, 2)
 
 
 @given(st.integers(-(2**24), 2**24), st.floats(1e-6, 1.0), st.integers(-128, 127))
-def test_requantised_sums_are_within_one_of_the_real_product(
+def test_requantised_sums_are_the_codes_nearest_to_the_real_product(
     total: int, factor: float, zero: int
 ) -> None:
     found = int(requantise(torch.tensor([total]), number(factor), zero, -128, 127, axis=0))
     real = min(max(Fraction(total) * Fraction(factor) + zero, -128), 127)
-    # the product is rounded in its own last place, the shift in the result's
-    assert abs(found - real) <= Fraction(3, 4) + Fraction(1, 10**6)
+    # the factor has 31 bits, of which a sum of 24 bits leaves 2^-7
+    assert abs(found - real) <= Fraction(1, 2) + Fraction(1, 2**7)
 
 
 def test_a_convolution_by_hand() -> None:
@@ -82,7 +78,7 @@ def test_a_convolution_by_hand() -> None:
     total = integer_conv(x, 1, w, torch.tensor([10]), [1], [1, 0], [1])
     # 0*1+0*-2, 0*1+1*-2, 1*1+2*-2
     assert total.tolist() == [[[10, 8, 7]]]
-    # a factor of 1/2, zero point 3: 5, 4, 3.5 -> 8, 7, 7 (halves away from zero)
+    # a factor of 1/2, zero point 3: 5, 4, 3.5 -> 8, 7, 7 (halves up)
     assert requantise(total, number(0.5), 3, 0, 255).tolist() == [[[8, 7, 7]]]
     assert requantise(total, number(0.5), 3, 0, 7).tolist() == [[[7, 7, 7]]]
 

@@ -14,11 +14,11 @@ from rarefy.errors import ModelError, described
 from rarefy.graph import counts, normed, parts, products, reductions, shapes  # noqa: F401  # register rules
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, replay
-from rarefy.graph.masked import COUNTING, first_tensor
+from rarefy.graph.masked import counts_positions, first_tensor
 from rarefy.graph.numbers import Extent, Number, remembering
 from rarefy.graph.operators import Run, spread
 from rarefy.graph.sizes import CONSTRAINTS, Wired
-from rarefy.graph.unfused import unfused
+from rarefy.graph.unfused import forget, unfused
 from rarefy.task import Inputs, call, tensors_of
 
 
@@ -35,7 +35,7 @@ class Operators(TorchDispatchMode):
         names = [argument.name for argument in func._schema.arguments]
         values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         name = func.overloadpacket.__name__
-        if name in COUNTING:
+        if counts_positions(name, func, args):
             self.book.ran += 1
             if fields := self.book.fields(first_tensor(args)):
                 self.book.counted[self.book.ran] = name, fields
@@ -120,8 +120,9 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
     """
     book = Book(model)
     functions = Functions(book)
+    forget(model)
     with remembering(model) as places:
-        run(model.eval(), example, functions)
+        run(model, example, functions)
         if unread(model, book):
             run_in_training(model, example, functions)
     for name in unread(model, book):

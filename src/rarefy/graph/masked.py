@@ -15,12 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, kept_along
-from rarefy.graph.unfused import unfused
+from rarefy.graph.unfused import forget, unfused
 from rarefy.task import Inputs, call, tensors_of
 
 REDUCING = {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "prod", "logsumexp"}
 NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm"}
 COUNTING = REDUCING | NORMS | {"bmm"}
+BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
+
+
+def counts_positions(name: str, func: Any, args: Any) -> bool:
+    """Whether an operator looks at all positions of an axis: a batch norm if it takes statistics itself."""
+    if name not in BATCH_NORMS:
+        return name in COUNTING
+    return bool(args[[argument.name for argument in func._schema.arguments].index("training")])
 
 
 def first_tensor(args: Any) -> Tensor:
@@ -46,7 +54,7 @@ class Masking(TorchDispatchMode):
         if name == "_weight_norm_interface":  # a direction of zeros has no length
             weight, length = func(*args, **(kwargs or {}))
             return torch.nan_to_num(weight), length
-        if name not in COUNTING:
+        if not counts_positions(name, func, args):
             return func(*args, **(kwargs or {}))
         self.ran += 1
         expected, fields = self.counted.get(self.ran, (name, ()))
@@ -84,7 +92,23 @@ def only_kept(func: Callable[..., Any], args: Any, kwargs: Any, kept: dict[int, 
             if axis in kept:
                 x = x.index_select(axis, kept[axis])
         return func(x, *args[1:], **kwargs)
+    if name in BATCH_NORMS:
+        return batch_norm_of_kept(func, args, kept)
     return norm_of_kept(func, name, args, kept)
+
+
+def batch_norm_of_kept(func: Callable[..., Any], args: Any, kept: dict[int, Tensor]) -> Any:
+    """A batch norm with statistics of the positions that stay; the others give zero."""
+    x = args[0]
+    small = x
+    for axis, index in kept.items():
+        small = small.index_select(axis, index) if axis != 1 else small
+    result, *statistics = func(small, *args[1:])
+    for axis, index in kept.items():
+        if axis != 1:
+            shape = [*result.shape[:axis], x.shape[axis], *result.shape[axis + 1 :]]
+            result = result.new_zeros(shape).index_copy(axis, index, result)
+    return (result, *statistics)
 
 
 def norm_of_kept(func: Callable[..., Any], name: str, args: Any, kept: dict[int, Tensor]) -> Any:
@@ -153,7 +177,8 @@ def masked_outputs(
 
 @torch.no_grad()
 def outputs_with(model: nn.Module, values: dict[str, Tensor], example: Inputs) -> list[Tensor]:
-    """What the network gives with other values in place of some parameters."""
+    """What the network, in eval mode, gives with other values in place of some parameters."""
+    forget(model)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(model, values, args, kwargs)

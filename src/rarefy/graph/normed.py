@@ -36,11 +36,14 @@ def normed(book: Book, run: Run, x: Tensor, parameters: list[Tensor | None], axi
     "cudnn_batch_norm",
 )
 def batch_normed(book: Book, run: Run) -> None:  # fmt: skip
-    """Over batch and space; with statistics of the batch, axes that it sums over can't be cut."""
+    """Over batch and space; statistics that it takes itself are those of the positions that stay.
+
+    Standardised weights are such a batch norm: of a kernel whose inputs lie along the last axis.
+    """
     x = run["input"]
     if run["training"]:
         for labels in book.fields(x):
-            if set(axes_of(labels)) - {1}:
+            if len(axes_of(labels)) > 1:
                 book.labels.fix(labels)
     normed(book, run, x, [run["weight"], run["bias"], run["running_mean"], run["running_var"]], 1)
 

@@ -12,6 +12,7 @@ from rarefy.graph.coupling import Coupling
 from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with, shake
 from rarefy.graph.surgery import apply, plan, sliced
+from rarefy.graph.unfused import forget
 from rarefy.task import Inputs
 
 TOLERANCE = 1e-4
@@ -66,6 +67,7 @@ def cut(
                 break
             chosen = [(g, u) for g, u in chosen if g.family not in bad]
     finally:
+        forget(model)
         for module, mode in was.items():
             module.training = mode
     return outcome

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch without the fused kernels that hide operators."""
+"""Networks without what hides operators: fused kernels, and results kept from an earlier run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +22,12 @@ def unfused(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.mkldnn.enabled = onednn
+
+
+def forget(model: nn.Module) -> None:
+    """Lets a network drop what it computed from its parameters and keeps; leaves it in eval mode.
+
+    Attention biases, say, are looked up once and kept until the mode changes.
+    """
+    model.train()
+    model.eval()

@@ -175,11 +175,16 @@ class BitReader:
 
     def golombs(self, count: int, order: int) -> list[int]:
         """The next `count` codes of one order; as `golomb` for each, but faster and of any size."""
-        first = self._bit // 8
-        ahead = bytes(self._cursor.data[first : first + 2 * count + 16])
-        values, place = golomb_codes(ahead, self._bit % 8, count, order)
-        self._bit = 8 * first + place
-        # Codes longer than what was looked at, and damage, take the careful way.
+        values: list[int] = []
+        while len(values) < count:
+            first, missing = self._bit // 8, count - len(values)
+            ahead = bytes(self._cursor.data[first : first + missing + 16])
+            more, place = golomb_codes(ahead, self._bit % 8, missing, order)
+            self._bit = 8 * first + place
+            if not more:
+                break
+            values += more
+        # Codes of more than a word, and damage, take the careful way.
         return values + [self.golomb(order) for _ in range(count - len(values))]
 
     def number(self, limit: int = 1 << 62) -> int:

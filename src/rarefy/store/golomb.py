@@ -33,15 +33,16 @@ def _chain(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where codes start and where their first ones stand; the zeros between tell where each ends."""
     bits = np.unpackbits(data)
-    positions = np.arange(bits.size)
-    ones = np.where(bits, positions, bits.size)
+    positions = np.arange(bits.size, dtype=np.int32)
+    ones = np.where(bits, positions, np.int32(bits.size))
     ones = np.minimum.accumulate(ones[::-1])[::-1]
     ends = (2 * ones - positions + (order + 1)).tolist()
     starts: list[int] = []
+    limit, take = len(ends), starts.append
     for _ in range(count):
-        if place >= len(ends) or ends[place] > len(ends):
+        if place >= limit or (end := ends[place]) > limit:
             break
-        starts.append(place)
-        place = ends[place]
+        take(place)
+        place = end
     begun = np.array(starts, dtype=np.int64)
-    return begun, ones[begun]
+    return begun, ones[begun].astype(np.int64)

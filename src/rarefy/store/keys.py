@@ -106,7 +106,9 @@ def from_keys(key: NDArray[Any], kind: int) -> NDArray[Any]:
     """Undo `to_keys`."""
     one, top = key.dtype.type(1), key.dtype.type(8 * key.dtype.itemsize - 1)
     if kind == FLOAT:
-        return (key >> one) | (key << top)
+        pattern = key >> one
+        pattern |= key << top
+        return pattern
     if kind == SIGNED:
         return (key >> one) ^ (~(key & one) + one)
     return key

@@ -59,8 +59,8 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
         cut = partial(_plane, pattern, kind, rest, bits, halved and bits == 4)
         plane, bits = cut(), 8 if halved and bits == 4 else bits
         counts = histogram(plane, 1 << bits)
-        # A few hundredths less are not worth a decoder's time on what is noise for the most part.
-        noise = plane.size >= _FEW and entropy(counts) > 0.97 * bits * plane.size
+        # A twentieth less is not worth a decoder's time on what is noise for the most part.
+        noise = plane.size >= _FEW and entropy(counts) > 0.95 * bits * plane.size
         parts.append(plan_run(cut, counts, "raw" if noise else coder))
 
     def pieces() -> Iterator[bytes]:
@@ -123,14 +123,15 @@ class PlanesReader:
         """The next `count` patterns."""
         keys = np.empty(count, dtype=self._dtype)
         octets = keys.view(np.uint8).reshape(count, self._dtype.itemsize)
-        place, part, bits = octets.shape[1], np.zeros(count, dtype=np.uint16), 0
+        place, part, bits = octets.shape[1], None, 0
         for plane, size in zip(self._planes, self._widths, strict=True):
             symbols, bits = plane.read(count), bits + size
             if size == bits == 8:  # a byte by itself goes straight to its place
                 place, bits = place - 1, 0
                 octets[:, place] = symbols
                 continue
-            part = (part << np.uint16(size)) | symbols.astype(np.uint16)
+            more = symbols.astype(np.uint16)
+            part = more if part is None else (part << np.uint16(size)) | more
             while bits >= 8 and bits % 8 == 0:
                 place, bits = place - 1, bits - 8
                 octets[:, place] = part >> np.uint16(bits)
