@@ -9,7 +9,7 @@ import yaml
 from rarefy.errors import RecipeError, nearest
 from rarefy.methods import METHODS
 
-CODERS = ("auto", "huffman", "ans", "raw")
+CODERS = ("auto", "huffman", "ans", "raw", "mixing")
 BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")  # a number in YAML 1.1
 HEADER = ("id", "title", "group", "paper", "year", "claim", "coder", "steps")
 

@@ -26,12 +26,13 @@ class Recipe:
 
     Attributes:
         steps: the methods.
-        coder: of the stored file: ``"auto"`` (the smallest), ``"huffman"``, ``"ans"``, ``"raw"``.
+        coder: of the stored file: ``"auto"``, ``"huffman"``, ``"ans"``, ``"raw"``,
+            or ``"mixing"``, the smallest and slowest.
         name: for reports.
     """
 
     steps: "tuple[Step, ...]"
-    coder: Literal["auto", "huffman", "ans", "raw"] = "auto"
+    coder: Literal["auto", "huffman", "ans", "raw", "mixing"] = "auto"
     name: str = "recipe"
 
     def __post_init__(self) -> None:

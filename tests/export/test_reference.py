@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarefy.export.onnx import export_onnx
+from rarefy.export.overflow import could_saturate
 from rarefy.export.parity import check_parity
 from rarefy.export.reference import IntegerReference
 from rarefy.export.runtimes import open_program
@@ -42,12 +43,14 @@ CASES: dict[str, Callable[[Net, Tensor], Tensor]] = {
 }
 
 
-def quantised(name: str, runtime: str) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
+def quantised(
+    name: str, runtime: str, compensate: bool = True, seed: int = 0
+) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(seed)
     model, x = Net(CASES[name]).eval(), torch.randn(16, 3, 9, 9)
     task = Task("noise", x[:2], calibration=[x], labelled=False)
     context = Context(task, copy.deepcopy(model), torch.device("cpu"), runtime=runtime)
-    return StaticInt8().apply(model, context), x
+    return StaticInt8(compensate=compensate).apply(model, context), x
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -66,17 +69,23 @@ def test_every_runtime_is_within_a_step_of_the_reference(name: str, runtime: str
     assert check_parity(model, reference, [x]).passed
 
 
+@pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_codes_of_onnxruntime_are_within_one_of_the_reference(name: str) -> None:
-    model, x = quantised(name, "onnxruntime")
-    program = export_onnx(model, x[:1])
-    names = [n.output[0] for n in program.graph.node if n.op_type == "QuantizeLinear"]
-    runtime = open_program(program, "onnxruntime").probe(names)
-    ours, theirs = IntegerReference(program).probe(names)(x)[1:], runtime(x)[1:]
-    for mine, other in zip(ours, theirs, strict=True):
-        difference = (mine.long() - other.long()).abs()
-        assert int(difference.max()) <= (2 if name in ("depthwise", "padding", "sum") else 1)
-        assert float((difference > 0).float().mean()) <= 0.05  # those that lie half way
+def test_codes_of_onnxruntime_are_those_of_the_reference(name: str, compensate: bool) -> None:
+    for seed in range(3):
+        model, x = quantised(name, "onnxruntime", compensate, seed)
+        program = export_onnx(model, x[:1])
+        assert not could_saturate(program)
+        names = [n.output[0] for n in program.graph.node if n.op_type == "QuantizeLinear"]
+        runtime = open_program(program, "onnxruntime").probe(names)
+        ours, theirs = IntegerReference(program).probe(names)(x)[1:], runtime(x)[1:]
+        for mine, other in zip(ours, theirs, strict=True):
+            difference = (mine.long() - other.long()).abs()
+            if name == "sum":  # its kernel adds in floats, so halves fall either way
+                assert int(difference.max()) <= 1
+                assert float((difference > 0).float().mean()) <= 0.05
+            else:
+                assert int(difference.max()) == 0
 
 
 def test_a_float_program_is_computed_as_it_is() -> None:

@@ -98,9 +98,9 @@ def compensate(layer: Layer, found: Codes, H: Tensor, paired: bool) -> Codes:
 
 
 def eligible(layer: Layer) -> bool:
-    """Whether a layer is a convolution whose sums are of a size that second moments can be had of."""
+    """Whether a layer's sums are of a kind and size that second moments can be had of."""
     few = layer.weight[0].numel() <= WIDEST
-    return kind_of(layer.module) == "conv" and few and layer.tensor == "weight"
+    return kind_of(layer.module) in ("linear", "conv") and few and layer.tensor == "weight"
 
 
 def moments_of_layers(

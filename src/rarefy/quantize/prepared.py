@@ -160,16 +160,16 @@ def placement_of(
 
 
 def quantise_biases(model: nn.Module, placement: Placement, scales: Mapping[str, float]) -> None:
-    """Biases as 32-bit integers, but for layers that run more than once: their inputs have two scales.
+    """Biases as 32-bit integers, but for layers that read more than one value: those have scales of their own.
 
     Args:
         model: its weights are stored as integers.
         placement: of its quantisers.
         scales: of what is fed to layers, by path.
     """
-    runs = Counter(path for path, _ in placement.feeds)
+    read = Counter(path for path, _ in set(placement.feeds))
     for path, scale in scales.items():
-        if runs[path] == 1:
+        if read[path] == 1:
             quantise_bias(model.get_submodule(path), scale)
 
 

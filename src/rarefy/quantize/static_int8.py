@@ -53,8 +53,8 @@ class StaticInt8(Step):
             for machines that are known to have VNNI.
         runtime: for which quantisers are placed: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
             ``"litert"``; ``"auto"`` for the one that the result is measured in.
-        compensate: whether the rounding errors of a convolution's columns make up for each other in what it
-            computes; else every weight is rounded to the nearest, as in linear layers.
+        compensate: whether the rounding errors of a weight's columns make up for each other in what the layer
+            computes; else every weight is rounded to the nearest.
         correct: whether biases make up for what rounding does to the mean results of layers.
         examples: at most so many calibration examples are seen.
         layers: which layers, see `rarefy.select.select`.
@@ -67,7 +67,7 @@ class StaticInt8(Step):
     weight_range: Literal["minmax", "mse"] = "minmax"
     overflow: Literal["avoid", "allow"] = "avoid"
     runtime: Literal["auto", "onnxruntime", "openvino", "tensorrt", "litert"] = "auto"
-    compensate: bool = False
+    compensate: bool = True
     correct: bool = True
     examples: Count = 128
     layers: Patterns = "*"

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rarefy.graph.coupling import Coupling, couple
 from rarefy.graph.groups import Group
@@ -66,31 +66,39 @@ def probe_groups(
     scores = unit_scores(model, [g for f in families for g in f], "l2", task, 0, 0)
     with bar("sensitivity", len(families) * len(sparsities), "cut") as advance, silent():
         for family in families:
-            found = []
-            first = family[0]
             patterns = sorted(set.union(*(givers(g) for g in family)) & named)
+            found = []
             for sparsity in sparsities:
                 wanted = coupling.even({g.name: round(sparsity * g.size) for g in family})
-                cuts = [(g.name, u) for g, u in lowest_units(family, scores, wanted)]
-                small = copy.deepcopy(model)
-                fresh = couple(small, example)
-                outcome = cut(small, fresh, [(fresh.group(n), u) for n, u in cuts], example)
-                quality = evaluate(small, task, "validation", reference=model)
-                found.append(
-                    {
-                        "layer": first.name,
-                        "type": "channels" if len(family) == 1 else f"{len(family)} groups",
-                        "units": sum(g.size for g in family),
-                        "parameters": int(sum(unit_counts(g, model).sum() for g in family)),
-                        "sparsity": sparsity,
-                        "cut": sum(outcome.cut.values()),
-                        "metric": None if outcome.spared else quality.value,
-                        "pattern": patterns[0] if patterns else None,
-                    }
-                )
-                advance(1, f"{first.name} {sparsity:.0%}")
+                units = [(g.name, u) for g, u in lowest_units(family, scores, wanted)]
+                gone, metric = without(model, units, task)
+                facts = {"sparsity": sparsity, "cut": gone, "metric": metric}
+                pattern = patterns[0] if patterns else None
+                found.append({**described(family, model), **facts, "pattern": pattern})
+                advance(1, f"{family[0].name} {sparsity:.0%}")
             keep(found)
             yield from found
+
+
+def without(
+    model: nn.Module, units: Sequence[tuple[str, Tensor]], task: Task
+) -> tuple[int, float | None]:
+    """How many units went from a copy, and its validation metric; None where no proof was found."""
+    small, example = copy.deepcopy(model), move(task.example, device_of(model))
+    fresh = couple(small, example)
+    outcome = cut(small, fresh, [(fresh.group(name), u) for name, u in units], example)
+    quality = evaluate(small, task, "validation", reference=model)
+    return sum(outcome.cut.values()), None if outcome.spared else quality.value
+
+
+def described(family: list[Group], model: nn.Module) -> Row:
+    """The facts of a row that hold for every sparsity."""
+    return {
+        "layer": family[0].name,
+        "type": "channels" if len(family) == 1 else f"{len(family)} groups",
+        "units": sum(g.size for g in family),
+        "parameters": int(sum(unit_counts(g, model).sum() for g in family)),
+    }
 
 
 def group_sensitivity(model: nn.Module, task: Task, *, sparsities: Sequence[float]) -> list[Row]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An open `.rfy` file: checks before it believes, decodes a tensor when it is asked for.
 
-The file ends in a trailer: length of the header, CRC-32 of the header, and 16 bytes of the SHA-256
-of everything before them. From there the header is found, and from the header the payloads.
+A large file ends in a trailer: length of the header, CRC-32 of the header, and 16 bytes of the SHA-256
+of everything before them. From there the header is found, and from the header the payloads. A small
+file (see `compact`) is read at once.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
+from rarefy.store.compact import FRONT, SMALL, read_small
 from rarefy.store.decoding import coding_name, decode_tensor
 from rarefy.store.header import Entry, Header, read_header, read_notes
 from rarefy.store.keys import count_distinct, count_nonzero
@@ -54,6 +56,8 @@ class Archive(Mapping[str, NDArray[Any]]):
     def _open(self, verify: bool) -> Header:
         size = self._file.seek(0, os.SEEK_END)
         front = self._take(0, min(_FRONT, size))
+        if front.startswith(FRONT):
+            return self._open_small(size)
         if not front.startswith(MAGIC):
             raise FileError(f"{self.path} is no .rfy file: it does not begin with {MAGIC!r}")
         if size < _FRONT + _BACK:
@@ -74,6 +78,14 @@ class Archive(Mapping[str, NDArray[Any]]):
             return read_header(block, _FRONT, end)
         except FileError as error:
             raise FileError(f"{self.path} has an impossible header: {error}") from error
+
+    def _open_small(self, size: int) -> Header:
+        if size > SMALL:
+            raise FileError(f"{self.path} is damaged: {size} bytes are too many for its form")
+        try:
+            return read_small(self._take(0, size))
+        except FileError as error:
+            raise FileError(f"{self.path} can't be read: {error}") from error
 
     def _digest(self, size: int) -> bytes:
         digest = hashlib.sha256()

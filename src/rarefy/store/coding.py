@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.store.adaptive import MOST
 from rarefy.store.decoding import (
     BACKGROUND,
     BITMAP,
@@ -23,6 +24,8 @@ from rarefy.store.decoding import (
     DENSE,
     DIFFERENCES,
     GAPS,
+    LISTED,
+    MIXED,
     RAW,
 )
 from rarefy.store.fields import varint
@@ -40,7 +43,8 @@ def encode_tensor(array: NDArray[Any], coder: str = "auto") -> bytes:
 
     Args:
         array: any shape, of a dtype in `keys.DTYPES`.
-        coder: "auto", "huffman", "ans" (which entropy coder) or "raw" (the bytes as they are).
+        coder: "auto", "huffman", "ans" (which entropy coder), "raw" (the bytes as they are), or
+            "mixing" (as "auto", and mixed contexts for what is small enough: smallest and slowest).
     """
     return b"".join(encode_pieces(array, coder))
 
@@ -53,13 +57,18 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
     raw = _joined(bytes([RAW]), _little(pattern))
     if coder == "raw":
         return raw.pieces()
-    values = values_of(pattern, kind, real)
+    values, slow = values_of(pattern, kind, real), coder == "mixing"
+    coder = "auto" if slow else coder
     candidates = [raw, _dense(values, 0, coder)]
     rows = array.shape[0] if array.ndim > 1 else 1
     candidates += _sparse(values, pattern, rows, coder)
     if isinstance(values, Codes) and coder in ("auto", "ans") and array.dtype.kind != "c":
         under = values.plan_contexts(array.shape, coder)
         candidates += [_joined(bytes([DENSE | CONTEXTS]), under)] if under else []
+        if slow and array.size <= MOST:
+            listed, mixed = values.mixed(array.shape)
+            tag = bytes([MIXED | (LISTED if listed else 0)])
+            candidates.append(Coded(8 * len(mixed) + 8, lambda: [tag, mixed]))
     if is_counter(real):
         differences = np.diff(pattern, prepend=pattern.dtype.type(0))
         candidates.append(_dense(values_of(differences, kind, real), DIFFERENCES, coder))

@@ -3,7 +3,7 @@
 
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
-is not zero and follows (32), values are codes under contexts (64). Sparse layouts go on with that
+is not zero and follows (32), values are codes under contexts (64) or mixed contexts (128). Sparse layouts go on with that
 value, the number of other values, their positions; all end with the values.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
+from rarefy.store.adaptive import MixedReader
 from rarefy.store.codebook import CodebookReader
 from rarefy.store.fields import Cursor
 from rarefy.store.keys import kind_of, real_of
@@ -24,7 +25,9 @@ from rarefy.store.positions import BitmapReader, GapReader
 from rarefy.store.values import PLANES
 
 DENSE, BITMAP, GAPS, RAW = range(4)
-COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS = 8, 16, 32, 64
+COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS, MIXED = 8, 16, 32, 64, 128
+LISTED = 1
+"""Beside `MIXED`: the levels are listed."""
 
 _CHUNK = 1 << 16
 
@@ -61,6 +64,9 @@ def _opened(cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "_R
     if tag == DENSE | CONTEXTS and dtype == real:
         values = CodesReader(cursor, shape, kind_of(dtype), real)
         return _Dense(values, tag, size, dtype)
+    if tag & ~LISTED == MIXED and dtype == real:
+        listed = bool(tag & LISTED)
+        return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, listed), 0, size, dtype)
     if tag & 3 in (BITMAP, GAPS) and not tag & ~(3 | PLANES | COLUMNS | BACKGROUND):
         rows = shape[0] if tag & COLUMNS and len(shape) > 1 else 1
         return _Sparse(cursor, tag, size, dtype, rows)

@@ -30,8 +30,10 @@ KINDS = ("tensors", "onnx", "safetensors")
 INLINE = 64
 """Payloads up to this many bytes stand in the header."""
 
-_MOST_DIMENSIONS = 64
-_DENSEST = 256
+MOST_DIMENSIONS = 64
+
+DENSEST = 256
+"""A compressed text is at most so many times longer than its bytes."""
 
 
 class Entry(NamedTuple):
@@ -96,15 +98,15 @@ def read_header(data: bytes, start: int, end: int) -> Header:
         FileError: any field is out of range, or the payloads do not fill the file.
     """
     packed = Cursor(data)
-    size = packed.varint(_DENSEST * len(data) + (1 << 16))
+    size = packed.varint(DENSEST * len(data) + (1 << 16))
     plain = Cursor(decompress(packed.take(packed.remaining), size, DICTIONARY))
     kind = plain.byte()
     if kind >= len(KINDS):
         raise FileError(f"kind {kind} is unknown to this version")
     count = plain.varint(min(plain.remaining, end + len(data)))
-    dtypes = [_dtype(code) for code in plain.take(count)]
+    dtypes = [dtype_numbered(code) for code in plain.take(count)]
     ranks = list(plain.take(count))
-    if max(ranks, default=0) > _MOST_DIMENSIONS:
+    if max(ranks, default=0) > MOST_DIMENSIONS:
         raise FileError(f"a tensor of {max(ranks)} dimensions is announced")
     shapes = [tuple(plain.varint() for _ in range(rank)) for rank in ranks]
     sizes = [plain.varint() for _ in range(count)]
@@ -113,7 +115,7 @@ def read_header(data: bytes, start: int, end: int) -> Header:
     checksums = [0 if size & 1 else int.from_bytes(plain.take(4), "little") for size in sizes]
     inline = [bytes(plain.take(size >> 1)) if size & 1 else None for size in sizes]
     text = bytes(plain.take(notes))
-    names = [_text(plain.take(length)) for length in lengths]
+    names = [text_of(plain.take(length)) for length in lengths]
     if len(set(names)) != count:
         raise FileError("two tensors have the same name")
     entries = []
@@ -158,13 +160,23 @@ def read_notes(notes: bytes) -> dict[str, Any]:
     return info
 
 
-def _dtype(code: int) -> np.dtype[Any]:
+def dtype_numbered(code: int) -> np.dtype[Any]:
+    """The dtype of a number in a file.
+
+    Raises:
+        FileError: there is none.
+    """
     if code >= len(DTYPES):
         raise FileError(f"dtype {code} is unknown to this version")
     return dtype_named(DTYPES[code])
 
 
-def _text(data: memoryview) -> str:
+def text_of(data: memoryview) -> str:
+    """A name from its bytes.
+
+    Raises:
+        FileError: no UTF-8.
+    """
     try:
         return bytes(data).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:

@@ -101,7 +101,7 @@ class CodesReader:
             bits.close()
             if 2 * largest >= MOST_SYMBOLS or (kind == FLOAT and dtype.itemsize > 4):
                 raise FileError(f"integers up to {largest} are not possible for {dtype.name}")
-            self._levels = _lattice(step, 2 * largest + 1, kind, dtype)
+            self._levels = lattice(step, 2 * largest + 1, kind, dtype)
         else:
             bits.close()
             bits = BitReader(cursor)
@@ -115,7 +115,7 @@ class CodesReader:
         return self._levels.take(self._codes.read(count))
 
 
-def _lattice(step: int, size: int, kind: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def lattice(step: int, size: int, kind: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Patterns of the integers 0, -1, 1, -2, 2, … times the step, shape (size,)."""
     symbols = np.arange(size, dtype=np.int64)
     if kind == FLOAT:

@@ -30,8 +30,8 @@ from rarefy.store.runs import (
 from rarefy.store.smooth import smooth
 from rarefy.store.text import compress
 
-CODERS = ("auto", "huffman", "ans", "raw")
-"""What a caller may ask for; "raw" stores the bytes of a tensor as they are."""
+CODERS = ("auto", "huffman", "ans", "raw", "mixing")
+"""What a caller may ask for; "raw" stores the bytes of a tensor as they are, "mixing" is slow."""
 
 _SHORT, _FEW = 1 << 12, 1 << 8
 _DOUBT = 16

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.store.adaptive import encode_mixed
 from rarefy.store.codebook import find_levels, level_codes, write_levels
 from rarefy.store.keys import PIECE, from_keys, histogram
 from rarefy.store.lattice import plan_codes
@@ -64,6 +65,10 @@ class Codes(Values):
     def plan_contexts(self, shape: tuple[int, ...], coder: str) -> Coded | None:
         """All values under contexts of their rows and columns, if there are few enough levels."""
         return plan_codes(self._codes, self._levels, self._kind, self._real, shape, coder)
+
+    def mixed(self, shape: tuple[int, ...]) -> tuple[bool, bytes]:
+        """All values under mixed contexts, see `adaptive.encode_mixed`."""
+        return encode_mixed(self._codes, self._levels, self._kind, self._real, shape)
 
 
 class Planes(Values):
