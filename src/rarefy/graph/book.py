@@ -30,6 +30,7 @@ class Book:
         watching: whether the operators that run are the network's, not our own.
         ran: how many operators ran that look at all positions of an axis, as a mean does.
         counted: number of such an operator → its name, and the labels of its first operand.
+        decides: whether the network takes decisions, see `decisions.Deciding`.
         barriers: operators without a rule, which keep the channels that they read.
     """
 
@@ -47,6 +48,7 @@ class Book:
         self.watching = True
         self.read: set[Key] = set()
         self.ran = 0
+        self.decides = False
         self.counted: dict[int, tuple[str, Fields]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.parameters[name] = [self.fresh(name, i, n) for i, n in enumerate(tensor.shape)]

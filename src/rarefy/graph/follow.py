@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rarefy.errors import ModelError, described
 from rarefy.graph import counts, normed, parts, products, reductions, shapes  # noqa: F401  # register rules
 from rarefy.graph.book import Book
+from rarefy.graph.decisions import decides
 from rarefy.graph.fields import Fields, replay
 from rarefy.graph.masked import counts_positions, first_tensor
 from rarefy.graph.numbers import Extent, Number, remembering
@@ -47,6 +48,7 @@ class Operators(TorchDispatchMode):
         operator = Run(func, values, None)
         self.book.read.update(self.book.key(t) for t in operator.tensors)
         out = func(*args, **(kwargs or {}))
+        self.book.decides = self.book.decides or decides(args, out)
         spread(self.book, Run(func, values, out))
         return out
 

@@ -2,6 +2,7 @@
 """Cuts that are proven: the smaller network gives what the larger one gives with zeros, or nothing is cut."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from rarefy.errors import described
 from rarefy.graph.coupling import Coupling
+from rarefy.graph.decisions import Deciding, Following, difference
 from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with, shake
 from rarefy.graph.surgery import apply, plan, sliced
@@ -117,19 +119,23 @@ class Search:
         if wired and not keep:
             return WRONG_SIZE
         self.outcome.spared |= {g.name: WRONG_SIZE for g in wired}
-        shaken, parameters = shake(self.model), self.coupling.book.parameters
+        shaken = shake(self.model)
+        book, decisions = self.coupling.book, Deciding()
         try:
-            expected = masked_outputs(self.model, self.coupling.book, removed, self.example, shaken)
+            with decisions if book.decides else nullcontext():
+                expected = masked_outputs(self.model, book, removed, self.example, shaken)
         except Exception as error:  # whatever the network's own code may raise
             return f"the zeroed network fails: {described(error)}"
         undo = apply(self.model, self.coupling, removed, values)
         proven = False
         try:
             small = {
-                n: sliced(t, [~removed[own] for own in parameters.get(n, ())])
+                n: sliced(t, [~removed[own] for own in book.parameters.get(n, ())])
                 for n, t in shaken.items()
             }
-            reason = self.disagreement(outputs_with(self.model, small, self.example), expected)
+            with Following(decisions.taken, TOLERANCE) if book.decides else nullcontext():
+                found = outputs_with(self.model, small, self.example)
+            reason = self.disagreement(found, expected)
             proven = reason is None
         except Exception as error:  # whatever the network's own code may raise
             reason = f"the cut network fails: {described(error)}"
@@ -151,10 +157,3 @@ class Search:
             return f"the cut network differs from the zeroed one by {off:.2g} of its range"
         self.outcome.difference = off
         return None
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest value."""
-    if not expected.is_floating_point() or not expected.numel():
-        return 0.0 if torch.equal(found, expected) else float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rarefy.graph.decisions import difference
 from rarefy.graph.groups import Group
 from rarefy.graph.masked import outputs_with
-from rarefy.graph.proof import TOLERANCE, difference
+from rarefy.graph.proof import TOLERANCE
 from rarefy.loops.gather import Side, gather
 from rarefy.loops.matrix import groups_of, kind_of, matrix_of, put_matrix
 from rarefy.select import Layer, sharing

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.graph.coupling import Coupling, couple
+from rarefy.graph.decisions import difference
 from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with
-from rarefy.graph.proof import TOLERANCE, Outcome, cut, difference
+from rarefy.graph.proof import TOLERANCE, Outcome, cut
 from rarefy.graph.units import unit_sums
 from rarefy.loops.modes import evaluating
 from rarefy.prune.channel_allocation import Cuts
