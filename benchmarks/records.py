@@ -109,13 +109,13 @@ def judged(path: Path, mnist: str) -> float:
 
 
 def stored(model: nn.Module, path: Path) -> int:
-    """Writes a LeNet-5's tensors under names of one letter; returns the bytes of the file."""
+    """Writes a LeNet-5's tensors in their order, numbered; returns the bytes of the file."""
     tensors = {}
     for number, name in enumerate(NAMES):
         module, _, part = name.rpartition(".")
-        tensors[chr(97 + number)] = getattr(model.get_submodule(module), part).detach().numpy()
+        tensors[str(number)] = getattr(model.get_submodule(module), part).detach().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write(path, tensors)
+    return write(path, tensors, coder="mixing")
 
 
 def row(case: str, path: Path, mnist: str, parameters: int) -> Row:

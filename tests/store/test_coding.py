@@ -16,7 +16,7 @@ from rarefy.store.keys import DTYPES, dtype_named
 
 from .arrays import arrays, random_bits, same, weights
 
-CODERS = st.sampled_from(["auto", "huffman", "ans", "raw"])
+CODERS = st.sampled_from(["auto", "huffman", "ans", "raw", "mixing"])
 
 
 def entropy_bytes(array: np.ndarray) -> float:

@@ -29,7 +29,7 @@ JSON = st.recursive(
     st.binary(max_size=200),
     st.sampled_from(["tensors", "onnx", "safetensors"]),
     st.none() | st.dictionaries(st.text(), JSON, max_size=4),
-    st.sampled_from(["auto", "huffman", "ans", "raw"]),
+    st.sampled_from(["auto", "huffman", "ans", "raw", "mixing"]),
 )
 def test_everything_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -54,13 +54,13 @@ def test_everything_comes_back(
 
 def test_a_file_costs_little_beside_its_payloads(tmp_path: Path) -> None:
     path = tmp_path / "a.rfy"
-    assert write(path, {}) <= 34
-    assert write(path, {"w": np.zeros((1000, 1000), np.float32)}) <= 46
+    assert write(path, {}) <= 13
+    assert write(path, {"w": np.zeros((1000, 1000), np.float32)}) <= 22
     tensors = {f"layer{i}.weight": weights((100, 100), 0.2, 16, seed=i) for i in range(20)}
     write(path, tensors)
     with read(path) as archive:
         payloads = sum(row["bytes"] for row in archive.describe())
-    assert path.stat().st_size - payloads < 60 + 13 * len(tensors)
+    assert path.stat().st_size - payloads < 24 + 6 * len(tensors)
 
 
 def test_the_description_is_true(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write(path, {"a": np.arange(4), "b": np.array([None])})
     with pytest.raises(FileError, match=r"info can't be stored as JSON.*plain values"):
         write(path, {}, info={"x": np.float32(1)})
-    with pytest.raises(FileError, match="'zip'; known: ans, auto, huffman, raw"):
+    with pytest.raises(FileError, match="'zip'; known: ans, auto, huffman, mixing, raw"):
         write(path, {}, coder="zip")
     with pytest.raises(FileError, match="written with 'onxx'; did you mean 'onnx'"):
         write(path, {}, kind="onxx")

@@ -3,8 +3,9 @@
 
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
-is not zero and follows (32), values are codes under contexts (64) or mixed contexts (128). Sparse layouts go on with that
-value, the number of other values, their positions; all end with the values.
+is not zero and follows (32), values are codes under contexts (64) or under mixed contexts (128, then
+the lowest bit says that their levels are listed). Sparse layouts go on with that value, the number of
+other values, their positions; all end with the values.
 """
 
 from collections.abc import Callable

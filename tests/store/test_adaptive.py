@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixed contexts: everything comes back, structure is found, damage ends in values or one sentence."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rarefy.errors import FileError
+from rarefy.store.coding import encode_tensor
+from rarefy.store.decoding import MIXED, coding_name, decode_tensor
+
+from .arrays import same
+
+
+def grid(shape: tuple[int, ...], spread: float, seed: int, dtype: str = "float32") -> np.ndarray:
+    """Integers times a step, rows and columns of very different size."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(1.3 * rng.normal(size=(shape[0], *[1] * (len(shape) - 1))))
+    codes = np.rint(rng.laplace(size=shape) * scale * spread).clip(-100, 100)
+    steps = {"float32": np.float32(0.037), "float16": np.float32(0.03125)}
+    codes = codes.astype(np.float32) + np.float32(0)  # no negative zeros
+    return (codes * steps.get(dtype, np.float32(1))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int32"])
+@pytest.mark.parametrize("shape", [(30,), (12, 40), (6, 8, 3, 3), (300, 1)])
+def test_tensors_come_back(shape: tuple[int, ...], dtype: str) -> None:
+    array = grid(shape, 1.0, sum(shape), dtype)
+    payload = encode_tensor(array, "mixing")
+    assert same(decode_tensor(payload, array.dtype, array.shape), array)
+    assert len(payload) <= len(encode_tensor(array))
+    if array.size > 30:
+        assert coding_name(payload, array.dtype, array.shape) == "codebook+mixing"
+
+
+def test_levels_that_are_no_multiples_are_listed() -> None:
+    levels = np.array([0, 0.11, -0.29, 0.53, 1.7], np.float32)
+    array = levels[np.random.default_rng(0).choice(5, (40, 50), p=[0.8, 0.05, 0.05, 0.05, 0.05])]
+    payload = encode_tensor(array, "mixing")
+    assert payload[0] == MIXED | 1
+    assert same(decode_tensor(payload, array.dtype, array.shape), array)
+
+
+def test_less_than_the_entropy_of_single_values_where_rows_differ() -> None:
+    array = grid((60, 100), 0.3, 5)
+    counts = np.unique(array, return_counts=True)[1]
+    entropy = (counts @ np.log2(counts.sum() / counts)) / 8
+    size = len(encode_tensor(array, "mixing"))
+    assert size < 0.9 * entropy
+    assert size < 0.98 * len(encode_tensor(array))
+
+
+def test_within_two_per_cent_of_the_entropy_where_nothing_is_to_be_found() -> None:
+    rng = np.random.default_rng(3)
+    array = rng.choice(np.arange(-2, 3), (100, 200), p=[0.02, 0.1, 0.7, 0.15, 0.03])
+    counts = np.bincount(array.ravel() + 2)
+    entropy = (counts @ np.log2(counts.sum() / counts)) / 8
+    assert len(encode_tensor(array.astype(np.int8), "mixing")) < 1.02 * entropy + 8
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=40), st.sampled_from(["float32", "int8", "uint8", "float64", "bool"]))
+def test_any_bytes_give_values_or_one_sentence(data: bytes, dtype: str) -> None:
+    for tag in (MIXED, MIXED | 1):
+        with suppress(FileError):
+            found = decode_tensor(bytes([tag]) + data, np.dtype(dtype), (7, 9))
+            assert (found.shape, found.dtype) == ((7, 9), np.dtype(dtype))
+
+
+def test_what_would_take_minutes_is_refused() -> None:
+    with pytest.raises(FileError, match="1,000,000 values under mixed contexts"):
+        decode_tensor(bytes([MIXED, 0, 0, 0, 60]), np.dtype("float32"), (1000, 1000))
