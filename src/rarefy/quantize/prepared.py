@@ -160,7 +160,7 @@ def placement_of(
 
 
 def quantise_biases(model: nn.Module, placement: Placement, scales: Mapping[str, float]) -> None:
-    """Biases as 32-bit integers, but for layers that read more than one value: those have scales of their own.
+    """Biases as 32-bit integers, but for layers that read several values, each on a scale of its own.
 
     Args:
         model: its weights are stored as integers.
