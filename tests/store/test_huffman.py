@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Huffman codes: optimal, complete, canonical; one lane or thousands decode to the same symbols."""
 
-import heapq
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.store.prefix_codes import optimum
 
 from rarefy.errors import FileError
 from rarefy.store.fields import Cursor
@@ -22,18 +22,6 @@ from rarefy.store.huffman import (
 )
 
 COUNTS = st.lists(st.integers(0, 5000), min_size=1, max_size=60)
-
-
-def optimum(counts: list[int]) -> int:
-    """Bits of an optimal prefix code, by merging the two lightest nodes again and again."""
-    heap = [count for count in counts if count]
-    heapq.heapify(heap)
-    total = sum(heap) if len(heap) == 1 else 0
-    while len(heap) > 1:
-        merged = heapq.heappop(heap) + heapq.heappop(heap)
-        total += merged
-        heapq.heappush(heap, merged)
-    return total
 
 
 def read_all(data: bytes, count: int, lengths: np.ndarray) -> np.ndarray:

@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Huffman (1952) as in Deep Compression: codes of indices and of gaps, beside zlib."""
 
-import heapq
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.store.prefix_codes import optimum
 
 from rarefy.store.fields import Cursor
 from rarefy.store.huffman import HuffmanReader, canonical_codes, code_lengths, encode
 from rarefy.store.rfy import read, write
-
-
-def optimum(counts: np.ndarray) -> int:
-    heap = [int(count) for count in counts if count]
-    heapq.heapify(heap)
-    total = sum(heap) if len(heap) == 1 else 0
-    while len(heap) > 1:
-        merged = heapq.heappop(heap) + heapq.heappop(heap)
-        total += merged
-        heapq.heappush(heap, merged)
-    return total
-
 
 ALPHABETS = {
     "one symbol": np.zeros(50, dtype=np.int64),

@@ -10,44 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.systems.reader import Reader, trained_reader
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rarefy.distill.distill import Distill
 from rarefy.distill.finetune import Finetune
 from rarefy.distill.taught import Told
-from rarefy.loops.fit import fit
-from rarefy.loops.optimise import Training
 from rarefy.measure.quality import evaluate
 from rarefy.recipe import load_recipe
 from rarefy.step import Context
 from rarefy.task import Task
 
 
-class Reader(nn.Module):
-    """A transformer over the eight rows of a digit, (B, 1, 8, 8)."""
-
-    def __init__(self, depth: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Linear(8, 24)
-        self.places = nn.Parameter(0.1 * torch.randn(8, 24))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True, norm_first=True)
-            for _ in range(depth)
-        )
-        self.head = nn.Linear(24, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.embed(x.squeeze(1)) + self.places
-        for layer in self.layers:
-            h = layer(h)
-        return self.head(h.mean(1))
-
-
 @pytest.fixture(scope="module")
 def reader(digits_task: Task) -> nn.Module:
-    torch.manual_seed(0)
-    return fit(Reader(), digits_task, Training(epochs=8, rate=0.006, optimiser="adamw"), seed=0)
+    return trained_reader(digits_task)
 
 
 def context(teacher: nn.Module, task: Task, seed: int = 0) -> Context:

@@ -5,12 +5,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.systems.reader import trained_reader
+from torch import nn
 
 from rarefy.distill.finetune import Finetune
 from rarefy.distill.layer_drop import LayerDrop
-from rarefy.loops.fit import fit
-from rarefy.loops.optimise import Training
 from rarefy.measure.quality import evaluate
 from rarefy.prune.prune_layers import PruneLayers
 from rarefy.recipe import load_recipe
@@ -18,30 +17,9 @@ from rarefy.step import Context, Step
 from rarefy.task import Task
 
 
-class Reader(nn.Module):
-    """A transformer over the eight rows of a digit, (B, 1, 8, 8)."""
-
-    def __init__(self, depth: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Linear(8, 24)
-        self.places = nn.Parameter(0.1 * torch.randn(8, 24))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True, norm_first=True)
-            for _ in range(depth)
-        )
-        self.head = nn.Linear(24, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.embed(x.squeeze(1)) + self.places
-        for layer in self.layers:
-            h = layer(h)
-        return self.head(h.mean(1))
-
-
 @pytest.fixture(scope="module")
 def reader(digits_task: Task) -> nn.Module:
-    torch.manual_seed(0)
-    return fit(Reader(), digits_task, Training(epochs=8, rate=0.006, optimiser="adamw"), seed=0)
+    return trained_reader(digits_task)
 
 
 def applied(steps: tuple[Step, ...], model: nn.Module, task: Task) -> nn.Module:

@@ -5,12 +5,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.systems.reader import trained_reader
+from torch import nn
 
 from rarefy.graph.coupling import couple
 from rarefy.graph.proof import cut
-from rarefy.loops.fit import fit
-from rarefy.loops.optimise import Training
 from rarefy.measure.counts import parameters
 from rarefy.measure.quality import evaluate
 from rarefy.prune.attention import split_attention
@@ -21,30 +20,9 @@ from rarefy.step import Context, Step
 from rarefy.task import Task
 
 
-class Reader(nn.Module):
-    """A transformer over the eight rows of a digit, (B, 1, 8, 8)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(8, 32)
-        self.places = nn.Parameter(0.1 * torch.randn(8, 32))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True, norm_first=True)
-            for _ in range(4)
-        )
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.embed(x.squeeze(1)) + self.places
-        for layer in self.layers:
-            h = layer(h)
-        return self.head(h.mean(1))
-
-
 @pytest.fixture(scope="module")
 def reader(digits_task: Task) -> nn.Module:
-    torch.manual_seed(0)
-    return fit(Reader(), digits_task, Training(epochs=10, rate=0.006, optimiser="adamw"), seed=0)
+    return trained_reader(digits_task, epochs=10, width=32)
 
 
 def applied(step: Step, model: nn.Module, teacher: nn.Module, task: Task) -> nn.Module:
