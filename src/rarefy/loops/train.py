@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rarefy.errors import ModelError, TaskError
+from rarefy.loops.memory_format import channels_last
 from rarefy.loops.optimise import Average, Training, build_optimiser, rate_factor
 from rarefy.loops.progress import bar
 from rarefy.loops.state import Run, Watch, conclude, finish_epoch
@@ -90,6 +91,7 @@ def train(
     with (
         prepared(accelerator, model, optimiser) as (wrapped, stepper),
         bar(watch.label, total * settings.epochs) as advance,
+        channels_last(model) as settle,
     ):
         descent = Descent(accelerator, wrapped, stepper, chosen, settings)
         advance(run.epoch * total)
@@ -99,6 +101,7 @@ def train(
             torch.manual_seed(epoch_seed(seed, run.epoch))
             for index, raw in enumerate(mine(batches, accelerator)):
                 inputs, targets = move(split(raw, labelled), device)
+                settle(inputs)
                 progress = min((run.epoch + index / total) / settings.epochs, 1.0)
                 descent.set_rate(progress + 0.5 / total / settings.epochs)
                 batch = Batch(descent.model, inputs, targets, run.epoch, progress)
