@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rarefy.errors import FileError, ModelError
+from rarefy.export.contributed import CONTRIBUTED
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,9 +28,9 @@ def export_onnx(
     Weights are finished first: a mask becomes zeros, a codebook values of few levels, a grid int8 codes
     behind DequantizeLinear (one scale per channel). Quantised activations become QuantizeLinear and
     DequantizeLinear, which ONNX Runtime fuses to integer operators. Weights keep the network's names; the
-    codes of a quantised ``conv1.weight`` carry its name, with ``conv1.weight.scale`` and
-    ``conv1.weight.zero_point`` beside them. The first axis of every input is open (``batch``) if the
-    network allows it. Same network, same bytes.
+    codes of a quantised ``conv1.weight`` carry its name, with ``conv1.weight.scale`` (in 16 bits if these
+    hold it) and, where a runtime needs them, ``conv1.weight.zero_point`` beside them. The first axis of
+    every input is open (``batch``) if the network allows it. Same network, same bytes.
 
     Args:
         model: on any device.
@@ -56,16 +57,22 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
         ModelError: as `export_onnx`.
     """
     from rarefy.export.finished import finished
+    from rarefy.export.lean import lean
     from rarefy.export.reuse import captured
     from rarefy.export.tidy import tidy
 
     check_names(example, inputs)
     graph = tidy(captured(finished(model), example))
     foreign = sorted(
-        {f"{n.domain}::{n.op_type}" for n in graph.graph.all_nodes() if n.domain not in STANDARD}
+        {
+            f"{node.domain}::{node.op_type}"
+            for node in graph.graph.all_nodes()
+            if node.domain not in STANDARD and (node.domain, node.op_type) not in CONTRIBUTED
+        }
     )
     if foreign or len(graph.functions):
         raise ModelError(f"the exported network uses operators outside standard ONNX: {foreign}")
+    lean(graph)
     name_ends(graph.graph, inputs)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
     if size > LIMIT:

@@ -18,6 +18,8 @@ from rarefy.select import Layer
 
 INT32 = 2**30  # half of the largest 32-bit bias
 BLOCK = 1 << 20  # entries that are worked on together
+HALF = 2.0**-24, 65504.0  # the least and the largest 16-bit float
+COARSER = 1.25  # times that a scale may grow, which only those of all but dead channels do
 
 
 def channel_axis(module: nn.Module) -> int:
@@ -48,6 +50,22 @@ def weight_scale(w: Tensor, grid: Grid, axis: int, choice: str, steps: int = 60)
         error = (rounded - w).square().sum(others)
         found, least = torch.where(error < least, tried, found), torch.minimum(error, least)
     return found
+
+
+def held_in_half(scale: Tensor) -> Tensor:
+    """The least scales not below these that 16-bit floats hold, so that a file needs no more for them.
+
+    They are a thousandth wider at most where they exceed 6e-5. The scales as they are where 16 bits are too
+    few for one of them.
+
+    Args:
+        scale: positive, float32.
+    """
+    least, largest = HALF
+    step = torch.ldexp(torch.ones_like(scale), torch.frexp(scale)[1] - 11).clamp(min=least)
+    wider = (scale / step).ceil() * step
+    fits = bool((wider <= (scale * COARSER).clamp(max=largest)).all())
+    return wider if fits else scale
 
 
 def weight_codes(w: Tensor, scale: Tensor, grid: Grid, axis: int, rows: Tensor | None) -> Tensor:
@@ -104,6 +122,7 @@ def coded_weight(
     bits: int = 8,
     choice: str = "minmax",
     overflow: str = "avoid",
+    half: bool = True,
 ) -> Codes:
     """A weight on a symmetric grid.
 
@@ -116,6 +135,7 @@ def coded_weight(
         bits: of the grid.
         choice: see `weight_scale`.
         overflow: ``"avoid"`` keeps pairs of codes within 16 bits, see `rarefy.forms.pairs`.
+        half: whether scales are made such as 16 bits hold.
     """
     w = finite_weight(shared[0]).float()
     grid, axis = (
@@ -133,6 +153,7 @@ def coded_weight(
         bias = getattr(layer.module, "bias", None)
         if layer.name in scales and isinstance(bias, Tensor) and bias.shape == scale.shape:
             scale = torch.maximum(scale, bias.detach().abs() / (scales[layer.name] * INT32))
+    scale = held_in_half(scale) if half else scale
     return Codes(weight_codes(w, scale, grid, axis, rows), scale, axis, bits)
 
 

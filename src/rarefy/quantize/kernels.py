@@ -38,6 +38,7 @@ class Runtime:
         absorbed: operators that become part of the kernels in `weighted` that alone read their result.
         activations: the integers of activations.
         bias: ``"int32"`` or ``"float"``, as kernels take it.
+        scale_bits: 16 if scales of weights may come out of a cast when the file is loaded, else 32.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Runtime:
     float_clips: bool = True
     activations: Grid = UINT8
     bias: str = "int32"
+    scale_bits: int = 16
 
 
 MOVING = frozenset({
@@ -86,7 +88,7 @@ OPENVINO = replace(
     float_clips=True,
 )
 
-# Signed and symmetric throughout; biases stay float, its parser takes no others.
+# Signed and symmetric throughout; biases stay float and scales are constants, its parser takes no others.
 TENSORRT = replace(
     ONNXRUNTIME_CPU,
     name="tensorrt",
@@ -96,6 +98,7 @@ TENSORRT = replace(
     float_clips=True,
     activations=Grid(8, signed=True, symmetric=True),
     bias="float",
+    scale_bits=32,
 )
 
 # Every kernel is an integer kernel, on both sides; pools keep the scale of what they read.

@@ -63,9 +63,9 @@ class Prepared:
 
     def codes(self, ranges: dict[str, Range], **how: object) -> dict[str, Codes]:
         """Every weight as integers, by the first layer that holds it; for `how` see `coded_weight`."""
-        scales = self.scales(ranges)
+        scales, half = self.scales(ranges), self.runtime.scale_bits == 16
         return {
-            shared[0].name: coded_weight(shared, scales, **how)  # type: ignore[arg-type]
+            shared[0].name: coded_weight(shared, scales, half=half, **how)  # type: ignore[arg-type]
             for shared in self.weights
         }
 
