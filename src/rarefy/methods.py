@@ -55,6 +55,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.fixed_point:FixedPoint",
         "weights as b-bit integers times one scale",
     ),
+    "dynamic-int8": (
+        "rarefy.quantize.dynamic_int8:DynamicInt8",
+        "8-bit integer weights, activations rounded to 8 bits while the network runs; needs no data",
+    ),
     "static-int8": (
         "rarefy.quantize.static_int8:StaticInt8",
         "8-bit integer weights and activations, ranges from calibration data",

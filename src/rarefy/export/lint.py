@@ -16,7 +16,7 @@ from rarefy.export.session import Program, read_proto
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "DynamicQuantizeLSTM")
 CLIPS = ("Relu", "Clip")
 MARK = "product"
 

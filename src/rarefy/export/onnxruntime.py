@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 INTEGER_NODES = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
 }  # fmt: skip
 
 

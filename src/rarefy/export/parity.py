@@ -16,6 +16,8 @@ from rarefy.export.inputs import starting_with
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.export.runner import Runner
 from rarefy.forms.activations import ActivationQuantizer
+from rarefy.forms.dynamic import DynamicLinear
+from rarefy.forms.recurrent import Recurrent
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.task import Inputs, call, logits_of, move, same_answer, tensors_of
 
@@ -134,7 +136,10 @@ def check_parity(
 
 def is_quantised(model: nn.Module) -> bool:
     """Whether the network rounds activations, so that a runtime may compute in integers."""
-    return any(isinstance(m, ActivationQuantizer) for m in model.modules())
+    return any(
+        isinstance(m, (ActivationQuantizer, DynamicLinear)) or (isinstance(m, Recurrent) and m.dynamic)
+        for m in model.modules()
+    )
 
 
 def default_tolerance(model: nn.Module) -> float:

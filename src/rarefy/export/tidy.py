@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from rarefy.export.integer_products import look_codes_up, multiply_codes
+
 PARAMETRIZED = re.compile(r"(.*)parametrizations\.(\w+)\.(?:original|\d+\.(\w+))")
 
 
@@ -31,6 +33,8 @@ def tidy(model: Any) -> Any:
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
     transpose_codes(model)
+    multiply_codes(model)
+    look_codes_up(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)

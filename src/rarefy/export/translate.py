@@ -13,11 +13,14 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export`: from operator to the function that writes its nodes."""
     import torch
 
-    import rarefy.forms.operators  # noqa: F401  (the import registers the operators)
+    import rarefy.forms.operators
+    import rarefy.forms.recurrent  # noqa: F401  (the imports register the operators)
 
     return {
         torch.ops.rarefy.dequantize.default: write_dequantize,
         torch.ops.rarefy.fake_quantize.default: write_fake_quantize,
+        torch.ops.rarefy.dynamic_quantize.default: write_dynamic_quantize,
+        torch.ops.rarefy.dynamic_lstm.default: write_dynamic_lstm,
     }
 
 
@@ -55,6 +58,47 @@ def write_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int
         x = op.Min(op.Max(x, lowest), highest) if axis >= 0 else op.Clip(x, lowest, highest)
     codes = op.QuantizeLinear(x, scale, zero_point, **on_axis(axis))
     return op.DequantizeLinear(codes, scale, zero_point, **on_axis(axis))
+
+
+def write_dynamic_quantize(x: Any) -> Any:
+    """DynamicQuantizeLinear and DequantizeLinear; `rarefy.export.integer_products` takes the latter away."""
+    from onnxscript import opset20 as op
+
+    return op.DequantizeLinear(*op.DynamicQuantizeLinear(x))
+
+
+def write_dynamic_lstm(x: Any, h: Any, c: Any, codes: Any, scales: Any, biases: Any) -> Any:
+    """ONNX Runtime's DynamicQuantizeLSTM; the standard has no operator that rounds the state.
+
+    Gates are put from torch's order (input, forget, cell, output) into ONNX's (input, output, forget, cell),
+    weights from (4 hidden, inputs) into (directions, inputs, 4 hidden). A runtime does so when it loads the
+    file.
+    """
+    from onnxscript import opset20 as op
+
+    from rarefy.export.contributed import dynamic_quantize_lstm
+
+    first, hidden = op.Constant(value_ints=[0]), codes[1].shape[1]
+    order = op.Constant(value_ints=[0, 3, 1, 2])
+
+    def gates(value: Any) -> Any:
+        four = op.Reshape(value, op.Constant(value_ints=[4, hidden, *value.shape[1:]]))
+        return op.Reshape(op.Gather(four, order, axis=0), op.Constant(value_ints=[*value.shape]))
+
+    def stacked(values: list[Any]) -> Any:
+        return op.Concat(*(op.Unsqueeze(value, first) for value in values), axis=0)
+
+    W, R = (stacked([op.Transpose(gates(v), perm=[1, 0]) for v in codes[i::2]]) for i in (0, 1))
+    steps = [stacked([gates(v) for v in scales[i::2]]) for i in (0, 1)]
+    zeros = [op.Cast(op.Sub(s, s), to=3) for s in steps]  # int8
+    pairs = zip(biases[::2], biases[1::2], strict=True)
+    B = stacked([op.Concat(gates(a), gates(b), axis=0) for a, b in pairs]) if biases else None
+    y, last, cell = dynamic_quantize_lstm()(
+        x, W, R, B, None, h, c, None, steps[0], zeros[0], steps[1], zeros[1],
+        direction="bidirectional" if len(codes) > 2 else "forward", hidden_size=hidden,
+    )  # fmt: skip
+    turned = op.Transpose(y, perm=[0, 2, 1, 3])  # (T, directions, B, hidden) to (T, B, ...)
+    return op.Reshape(turned, op.Constant(value_ints=[0, 0, -1])), last, cell
 
 
 def on_axis(axis: int) -> dict[str, int]:
