@@ -112,3 +112,32 @@ def test_the_file_takes_what_was_asked_for(bits: float, digits: tuple[nn.Module,
     assert context.record["bits"] == spent
     assert evaluate(found, task).value >= before - (0.03 if bits < 2 else 0.01)
     assert len(set(context.record["steps"].values())) > 1
+
+
+class Looked(nn.Module):
+    """Words are looked up, summed and judged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table, self.head = nn.Embedding(300, 32), nn.Linear(32, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.table(words).sum(1))
+
+
+def test_embeddings_are_rounded_where_they_are_asked_for() -> None:
+    words = torch.randint(0, 300, (64, 9), generator=torch.Generator().manual_seed(0))
+    batches = list(words.split(16))
+    task = Task("words", batches[0], train=batches, labelled=False)
+    context = Context(task, Looked(), torch.device("cpu"), 0, {})
+    alone = RateDistortion(bits=3).apply(Looked(), context)
+    assert torch.equal(alone.table.weight, Looked().table.weight)
+    found = RateDistortion(bits=3, layers=("*", "type:Embedding")).apply(Looked(), context)
+    table = found.table.weight.detach()
+    codes = table / 2.0 ** context.record["steps"]["table"]
+    assert torch.allclose(codes, codes.round(), atol=1e-3)
+    assert 8 * len(encode_tensor(table.numpy())) == pytest.approx(3 * table.numel(), rel=0.1)
+    with torch.no_grad():
+        exact, near = Looked()(words), found(words)
+    assert float((exact - near).square().mean()) < 0.05 * float(exact.var())

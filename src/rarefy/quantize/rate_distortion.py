@@ -7,10 +7,9 @@ outputs to second order: second moments of a layer's inputs times, for each row,
 outputs' gradient along random directions. See `rarefy.quantize.priced_rounding` for the rounding itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,34 +27,26 @@ from rarefy.quantize.priced_rounding import (
     prices_of,
     step_for,
 )
+from rarefy.quantize.priced_tables import round_table, table_harm, table_rate
 from rarefy.quantize.row_gains import as_rows, gradient_energy, grouped, moments_of, row_gains
+from rarefy.quantize.slopes import (
+    Rate,
+    exponent_of,
+    slope_bits,
+    slope_for,
+    step_of,
+    tried_rate,
+)
 from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
-from rarefy.select import Layer, select
+from rarefy.select import Layer, is_embedding, select
 from rarefy.step import Context, Count, OpenFraction, Patterns, Step
 from rarefy.store.coding import encode_tensor
 from rarefy.task import move
-
-STEPS = (32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
-"""Steps, in standard deviations of a weight, at which a layer's rate is tried."""
 
 ROWS = 96  # of a layer, on which they are tried
 DIRECTIONS = 64  # examples whose gradients are looked at
 ROUNDS = 3
 SLACK = 0.01
-
-
-@dataclass
-class Rate:
-    """How many bits a layer takes at a slope: points (log2 of the slope, bits), slopes falling."""
-
-    weights: int
-    points: list[tuple[float, float]] = field(default_factory=list)
-
-    def bits(self, slope: float) -> float:
-        """Between the points linear, from the last one down to nothing within three doublings of the step."""
-        x, y = zip(*sorted(self.points), strict=True)
-        x, y = (*x, x[-1] + 6), (*y, 0.0)
-        return float(np.interp(slope, x, y))
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,8 @@ class RateDistortion(Step):
         examples: of the calibration data that are looked at.
         damping: of the inputs' second moments, as a share of their mean.
         fold: whether batch norms are folded into the layers first, so that they need no bits.
-        layers, exclude: which layers, see `rarefy.select.select`; their biases come along.
+        layers, exclude: which layers, see `rarefy.select.select`; their biases come along. Embeddings
+            have to be asked for, with ``"type:Embedding"``.
     """
 
     bits: Annotated[float, Field(gt=0, le=9)] = 3.0
@@ -88,27 +80,30 @@ class RateDistortion(Step):
         if self.fold:
             fold_batch_norms(model, move(context.task.example, context.device))
         chosen = select(model, self.layers, exclude=self.exclude)
-        layers = [x for x in chosen if kind_of(x.module) and x.tensor == "weight"]
-        layers = [x for x in layers if bool(finite_weight(x).any())]
-        if not layers:
+        chosen = [x for x in chosen if x.tensor == "weight" and bool(finite_weight(x).any())]
+        layers = [x for x in chosen if kind_of(x.module)]
+        tables = [x for x in chosen if is_embedding(x.module)]
+        if not layers and not tables:
             return model
         batches = [*batches_of(context.task, "calibration", self.examples)]
         few = batches_of(context.task, "calibration", min(self.examples, DIRECTIONS))
         with torch.enable_grad():
-            energy = gradient_energy(model, few, layers, context.seed)
-        rates = {
+            energy = gradient_energy(model, few, [*layers, *tables], context.seed)
+        rates = {x.name: table_rate(x.weight, table_harm(energy[x.name])) for x in tables}
+        rates |= {
             visit.layer.name: self.rate(visit, energy[visit.layer.name])
             for visit in walk(model, batches, layers)
         }
         target = self.bits * sum(rate.weights for rate in rates.values())
         slope = slope_for(rates, target)
-        originals = {x: (x.stored.detach().clone(), bias_of(x)) for x in layers}
+        originals = {x: (x.stored.detach().clone(), bias_of(x)) for x in (*layers, *tables)}
         for left in reversed(range(ROUNDS)):
-            grids = {
+            grids = {x.name: put_table(x, energy[x.name], 2.0**slope) for x in tables}
+            grids |= {
                 visit.layer.name: self.round(visit, energy[visit.layer.name], 2.0**slope)
                 for visit in walk(model, batches, layers)
             }
-            spent = sum(stored_bits(x) for x in layers if x.name in grids)
+            spent = sum(stored_bits(x) for x in originals if x.name in grids)
             if abs(spent - target) <= SLACK * target or not left:
                 break
             slope = slope_for(rates, slope_bits(rates, slope) * target / spent)
@@ -116,7 +111,7 @@ class RateDistortion(Step):
                 layer.stored.copy_(weight)
                 if bias is not None:
                     layer.module.bias.copy_(bias)  # type: ignore[operator]
-        self.dress(model, layers, grids)
+        self.dress(model, [*originals], grids)
         context.record.update(slope=slope, bits=spent, steps={n: g[0] for n, g in grids.items()})
         return model
 
@@ -129,15 +124,10 @@ class RateDistortion(Step):
         by_row = max(1, W.shape[0] * W.shape[1] // by_group // ROWS)
         some, part = W[::by_group, ::by_row], gain[::by_group, ::by_row]
         sweep = prepare(H[::by_group], part, self.damping)
-        unit, spread = step_for(prepare(H, gain, self.damping), 1.0), float(W.std())
-        rate = Rate(W.numel())
-        for relative in STEPS:
-            step = max(relative * spread, float(W.abs().max()) / LARGEST, 1e-30)
-            slope = (step / unit) ** 2
-            codes = coded(some, sweep, step, slope)
-            bits = float(prices_of(codes)[(codes + LARGEST).long()].sum())
-            rate.points.append((float(np.log2(slope)), bits * W.numel() / some.numel()))
-        return rate
+        unit = step_for(prepare(H, gain, self.damping), 1.0)
+        return tried_rate(
+            W, some.numel(), unit, lambda step, slope: coded(some, sweep, step, slope)
+        )
 
     def round(self, visit: Visit, energy: Tensor, slope: float) -> tuple[float, float]:
         """Rounds a layer and its bias; returns the exponents of their steps."""
@@ -172,6 +162,13 @@ class RateDistortion(Step):
                 clothe_one(layer.module, "bias", bias, LearnedGrid(second, LARGEST))
 
 
+def put_table(layer: Layer, energy: Tensor, slope: float) -> tuple[float, float]:
+    """Rounds an embedding; returns the exponent of its step."""
+    W, exponent = round_table(layer.weight.detach(), table_harm(energy), slope)
+    layer.stored.copy_(W)
+    return exponent, 0.0
+
+
 def coded(W: Tensor, sweep: Sweep, step: float, slope: float) -> Tensor:
     """Integers under prices that follow from themselves: of plain rounding first, then of the first try."""
     codes = (W / step).round().clamp(-LARGEST, LARGEST).to(torch.int32)
@@ -180,35 +177,10 @@ def coded(W: Tensor, sweep: Sweep, step: float, slope: float) -> Tensor:
     return codes
 
 
-def slope_bits(rates: dict[str, Rate], slope: float) -> float:
-    """Bits of all layers at a slope, given by its log2."""
-    return sum(rate.bits(slope) for rate in rates.values())
-
-
-def slope_for(rates: dict[str, Rate], target: float) -> float:
-    """log2 of the slope at which all layers together take `target` bits, by bisection."""
-    ends = [x for rate in rates.values() for x, _ in rate.points]
-    low, high = min(ends), max(ends) + 6  # bits fall as the slope rises
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope_bits(rates, middle) > target else (low, middle)
-    return (low + high) / 2
-
-
 def stored_bits(layer: Layer) -> float:
     """What the weight coder takes for a layer's weight and bias, in bits."""
     tensors = [layer.weight.detach(), bias_of(layer)]
     return 8.0 * sum(len(encode_tensor(t.cpu().numpy())) for t in tensors if t is not None)
-
-
-def exponent_of(step: float) -> float:
-    """log2 of a step, as float32 keeps it."""
-    return float(torch.tensor(step).log2())
-
-
-def step_of(exponent: float) -> float:
-    """The step of an exponent, to the last bit as `LearnedGrid` finds it."""
-    return float(torch.tensor(exponent).exp2())
 
 
 def bias_of(layer: Layer) -> Tensor | None:

@@ -12,7 +12,9 @@ from typing import Any
 
 from rarefy.errors import FileError
 
-_STORED, _DEFLATE, _LZMA = 0, 1, 2
+STORED, _DEFLATE, _LZMA = 0, 1, 2
+"""Methods, as numbered in a file."""
+
 _CONTEXTS = [(3, 0, 0), (0, 0, 0), (2, 0, 0), (4, 0, 0), (3, 0, 2), (0, 2, 2), (1, 1, 1)]
 """(lc, lp, pb): bits of the previous byte, of the literal's and of the match's position."""
 
@@ -27,7 +29,7 @@ def compress(data: bytes, dictionary: bytes = b"") -> bytes:
         data: anything.
         dictionary: bytes that `data` is likely to repeat; `decompress` needs the same ones.
     """
-    candidates = [bytes([_STORED]) + data]
+    candidates = [bytes([STORED]) + data]
     strategies = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED)
     for strategy in strategies if len(data) <= _TRY_ALL else strategies[:1]:
         coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy, dictionary)
@@ -64,7 +66,7 @@ class TextReader:
             self._decoder = _Inflate(body, dictionary)
         elif _LZMA <= method < _LZMA + len(_CONTEXTS):
             self._decoder = _Unlzma(body, size, method - _LZMA)
-        elif method != _STORED:
+        elif method != STORED:
             raise FileError(f"compression method {method} is unknown to this version")
 
     def read(self, count: int) -> bytes | bytearray:
