@@ -3,6 +3,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +31,8 @@ class Book:
         watching: whether the operators that run are the network's, not our own.
         ran: how many operators ran that look at all positions of an axis, as a mean does.
         counted: number of such an operator → its name, and the labels of its first operand.
-        decides: whether the network takes decisions, see `decisions.Deciding`.
+        decided: keys of what came out of operators that decide, see `decisions.Deciding`.
+        decides: whether the network reads any of that: the places of largest values, say, are often left.
         barriers: operators without a rule, which keep the channels that they read.
     """
 
@@ -48,6 +50,7 @@ class Book:
         self.watching = True
         self.read: set[Key] = set()
         self.ran = 0
+        self.decided: set[Key] = set()
         self.decides = False
         self.counted: dict[int, tuple[str, Fields]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -144,6 +147,36 @@ class Book:
                 rank,
             )
         )
+
+    @cached_property
+    def positions(self) -> tuple[list[tuple[str, int]], Tensor, Tensor, Tensor]:
+        """Every position along every axis of all parameters and buffers.
+
+        Returns:
+            The axes (parameter, axis); and for each position the number of its axis, its place along it and
+            its label, shapes (m,).
+        """
+        axes = [(name, axis) for name, each in self.parameters.items() for axis in range(len(each))]
+        own = [each for axes_ in self.parameters.values() for each in axes_]
+        sizes = torch.tensor([len(each) for each in own], dtype=torch.long)
+        every = torch.cat([*own, torch.zeros(0, dtype=torch.long)])
+        axis_of = torch.repeat_interleave(torch.arange(len(own)), sizes)
+        starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        return axes, axis_of, torch.arange(len(every)) - starts, every
+
+    def kept(self, removed: Tensor) -> dict[str, dict[int, Tensor]]:
+        """What stays of the parameters and buffers that a cut touches: name → axis → positions.
+
+        Args:
+            removed: which labels go, shape (count + 1,); the last one stands for fixed positions.
+        """
+        axes, axis_of, _, every = self.positions
+        found: dict[str, dict[int, Tensor]] = {}
+        for number in axis_of[removed[every]].unique().tolist():
+            name, axis = axes[number]
+            stays = (~removed[self.parameters[name][axis]]).nonzero()[:, 0]
+            found.setdefault(name, {})[axis] = stays
+        return found
 
     def role(self, labels: Tensor, name: str) -> None:
         """Remembers what the parameters' axes that these labels were made for are used as."""

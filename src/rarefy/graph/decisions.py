@@ -35,9 +35,12 @@ def real(values: Any) -> tuple[Tensor, ...]:
 
 
 def decides(args: Any, out: Any) -> bool:
-    """Whether real numbers went in and others came out."""
-    given = (t for t in tree_leaves(out) if isinstance(t, Tensor))
-    return any(not t.dtype.is_floating_point for t in given) and bool(real(args))
+    """Whether real numbers went in and integers or truth values came out."""
+    given = out if isinstance(out, (tuple, list)) else (out,)
+    whole = any(
+        isinstance(t, Tensor) and not (t.is_floating_point() or t.is_complex()) for t in given
+    )
+    return whole and bool(real(args))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

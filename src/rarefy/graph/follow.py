@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rarefy.errors import ModelError, described
 from rarefy.graph import counts, normed, parts, products, reductions, shapes  # noqa: F401  # register rules
-from rarefy.graph.book import Book
+from rarefy.graph.book import Book, Key
 from rarefy.graph.decisions import decides
 from rarefy.graph.fields import Fields, replay
 from rarefy.graph.masked import counts_positions, first_tensor
@@ -33,8 +33,6 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.book.watching:
             return func(*args, **(kwargs or {}))
-        names = [argument.name for argument in func._schema.arguments]
-        values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         name = func.overloadpacket.__name__
         if counts_positions(name, func, args):
             self.book.ran += 1
@@ -45,12 +43,20 @@ class Operators(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
             self.reformed(name, args, fields, shape)
             return out
-        operator = Run(func, values, None)
-        self.book.read.update(self.book.key(t) for t in operator.tensors)
-        out = func(*args, **(kwargs or {}))
-        self.book.decides = self.book.decides or decides(args, out)
-        spread(self.book, Run(func, values, out))
-        return out
+        operator = Run.of(func, args, kwargs)
+        keys = [self.book.key(t) for t in operator.tensors]
+        self.book.read.update(keys)
+        operator.out = func(*args, **(kwargs or {}))
+        self.note_decisions(operator, keys)
+        spread(self.book, operator)
+        return operator.out
+
+    def note_decisions(self, operator: Run, keys: list[Key]) -> None:
+        """Remembers what was decided, and whether somebody reads it."""
+        book = self.book
+        book.decides = book.decides or not book.decided.isdisjoint(keys)
+        if not book.decides and decides(operator.tensors, operator.out):
+            book.decided.update(book.key(t) for t in operator.results if not t.is_floating_point())
 
     def reformed(self, name: str, args: Any, fields: Fields, shape: torch.Size) -> None:
         """A tensor changed its shape or strides in place."""
@@ -124,7 +130,7 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
     functions = Functions(book)
     forget(model)
     with remembering(model) as places:
-        run(model, example, functions)
+        run(model.eval(), example, functions)
         if unread(model, book):
             run_in_training(model, example, functions)
     for name in unread(model, book):

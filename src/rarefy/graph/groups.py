@@ -61,25 +61,20 @@ def groups_of(book: Book, wired: list[Wired]) -> tuple[Group, ...]:
     if not len(root_of):
         return ()
     kinds = kinds_of(axis_of, root_of, labels.count)
-    order = torch.argsort(kinds[root_of] * len(axes) + axis_of, stable=True)
-    kind, axis = kinds[root_of[order]], axis_of[order]
-    numbers = torch.full((labels.count,), -1)
-    found = [(kinds == i).nonzero()[:, 0] for i in range(int(kinds.max()) + 1)]
-    for classes in found:
-        numbers[classes] = torch.arange(len(classes))
-    members: list[list[Member]] = [[] for _ in found]
-    starts = (torch.diff(kind * len(axes) + axis) != 0).nonzero()[:, 0] + 1
-    for part in torch.tensor_split(order, starts):
-        if len(part):
-            name, along = axes[int(axis_of[part[0]])]
-            role = book.roles.get((name, along), "along")
-            members[int(kinds[root_of[part[0]]])].append(
-                Member(name, along, role, place_of[part], numbers[root_of[part]])
-            )
-    related = families([len(classes) for classes in found], kinds, wired, labels)
+    classes_of, units = classes_and_units(kinds)
+    where = kinds[root_of] * len(axes) + axis_of
+    order = torch.argsort(where, stable=True)
+    which, sizes = where[order].unique_consecutive(return_counts=True)
+    members: list[list[Member]] = [[] for _ in classes_of]
+    parts = (place_of[order].split(sizes.tolist()), units[root_of[order]].split(sizes.tolist()))
+    for number, places, owners in zip(which.tolist(), *parts, strict=True):
+        name, along = axes[number % len(axes)]
+        role = book.roles.get((name, along), "along")
+        members[number // len(axes)].append(Member(name, along, role, places, owners))
+    related = families([len(classes) for classes in classes_of], kinds, wired, labels)
     groups = [
         Group(named(each), classes, tuple(each), family)
-        for classes, each, family in zip(found, members, related, strict=True)
+        for classes, each, family in zip(classes_of, members, related, strict=True)
         if any(m.role == "out" for m in each)
     ]
     return tuple(unique_names(groups))
@@ -93,14 +88,24 @@ def touched(book: Book) -> tuple[list[tuple[str, int]], Tensor, Tensor, Tensor]:
         class, shapes (m,).
     """
     labels = book.labels
-    names = [(name, axis) for name, each in book.parameters.items() for axis in range(len(each))]
-    own = [each for axes in book.parameters.values() for each in axes]
-    sizes = torch.tensor([len(each) for each in own], dtype=torch.long)
-    every = torch.cat([*own, torch.zeros(0, dtype=torch.long)])
-    axis_of = torch.repeat_interleave(torch.arange(len(own)), sizes)
-    place_of = torch.arange(len(every)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    names, axis_of, place_of, every = book.positions
     able = (every != FIXED).logical_and(labels.free[every])
     return names, axis_of[able], place_of[able], labels.roots[every[able]]
+
+
+def classes_and_units(kinds: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The classes of every group, and for every class its number in its group, shape (count,).
+
+    Args:
+        kinds: for every class the number of its group, or -1, shape (count,).
+    """
+    classes = (kinds >= 0).nonzero()[:, 0]
+    classes = classes[kinds[classes].argsort(stable=True)]
+    sizes = torch.bincount(kinds[classes])
+    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    units = torch.full((len(kinds),), -1)
+    units[classes] = torch.arange(len(classes)) - starts
+    return classes.split(sizes.tolist()), units
 
 
 def kinds_of(axis_of: Tensor, root_of: Tensor, count: int) -> Tensor:

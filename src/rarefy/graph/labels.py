@@ -58,8 +58,8 @@ class Labels:
         count: of labels.
         pairs, kept: labels that are united, or fixed, at the next `flush`.
         blocks: grids that must stay rectangular.
-        roots: the class of every label, named by one of its labels, shape (count,).
-        free: whether a label's class may be cut, shape (count,).
+        roots: the class of every label, named by one of its labels, shape (count,), after `flush`.
+        free: whether a label's class may be cut, shape (count,), after `flush`.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,8 @@ class Labels:
             for block, axis in zip(family, self.choose(family), strict=True):
                 block.chosen = axis
                 self.tie(block, axis)
-                self.flush()
+                self.join()
+        self.flush()
 
     def unsettled(self) -> "Labels":
         """A copy in which no block has been settled, if `settle` was not called yet."""
@@ -132,25 +133,34 @@ class Labels:
 
     def flush(self) -> None:
         """Brings `roots` and `free` up to date with what was united and fixed."""
+        self.join()
+        self.roots = self.find(torch.arange(self.count))
+        self.free = self.free[self.roots]
+
+    def find(self, labels: Tensor) -> Tensor:
+        """The classes of labels; those of the last `join` are found by following their roots' roots."""
+        found = self.roots[labels]
+        while not torch.equal(further := self.roots[found], found):
+            found = further
+        return found
+
+    def join(self) -> None:
+        """Enters what was united and fixed at the roots alone, where `find` sees it."""
         if len(self.roots) < self.count:
             new = torch.arange(len(self.roots), self.count)
             self.roots = torch.cat([self.roots, new])
             self.free = torch.cat([self.free, torch.ones(len(new), dtype=torch.bool)])
         if self.pairs:
-            a, b = (self.roots[torch.cat(side)] for side in zip(*self.pairs, strict=True))
+            a, b = (self.find(torch.cat(side)) for side in zip(*self.pairs, strict=True))
             nodes, places = torch.cat([a, b]).unique(return_inverse=True)
             joined = components(len(nodes), places[: len(a)], places[len(a) :])
-            to = torch.arange(self.count)
-            to[nodes] = nodes[joined]
-            bound = nodes[~self.free[nodes]]
-            self.free[to[bound]] = False
-            self.roots = to[self.roots]
+            self.roots[nodes] = nodes[joined]
+            self.free[nodes[joined[~self.free[nodes]]]] = False
             self.pairs = []
         if self.kept:
             fixed = torch.cat(self.kept)
-            self.free[self.roots[fixed[fixed != FIXED]]] = False
+            self.free[self.find(fixed[fixed != FIXED])] = False
             self.kept = []
-        self.free = self.free[self.roots]
 
     def tie(self, block: Block, axis: int) -> None:
         """Makes whole slices along `axis` one, and fixes what stands for slices along the others."""
@@ -171,8 +181,8 @@ class Labels:
         rows = block.labels.movedim(axis, 0).flatten(1)
         if axis in block.slices:
             rows = torch.cat([rows, block.slices[axis].unsqueeze(1)], 1)
-        able = ((rows != FIXED) & self.free[rows]).all(1)
-        return int(self.roots[rows[able, 0]].unique().numel())
+        able = ((rows != FIXED) & self.free[self.find(rows)]).all(1)
+        return int(self.find(rows[able, 0]).unique().numel())
 
     def best(self, block: Block, but: int = -1) -> tuple[int, int]:
         """The number of units along the best axis, and that axis; the first where several are as good."""

@@ -6,7 +6,8 @@ the channels that stay, as it will in the cut network: a layer norm does not div
 there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rarefy.graph.book import Book
-from rarefy.graph.fields import Fields, kept_along
+from rarefy.graph.fields import Fields, along, kept_along
+from rarefy.graph.operators import argument_names
 from rarefy.graph.unfused import forget, unfused
 from rarefy.task import Inputs, call, tensors_of
 
@@ -28,7 +30,7 @@ def counts_positions(name: str, func: Any, args: Any) -> bool:
     """Whether an operator looks at all positions of an axis: a batch norm if it takes statistics itself."""
     if name not in BATCH_NORMS:
         return name in COUNTING
-    return bool(args[[argument.name for argument in func._schema.arguments].index("training")])
+    return bool(args[argument_names(func).index("training")])
 
 
 def first_tensor(args: Any) -> Tensor:
@@ -144,6 +146,16 @@ def pick(parameter: Any, index: Tensor) -> Any:
     return parameter.index_select(-1, index) if isinstance(parameter, Tensor) else parameter
 
 
+def zeros_beside(values: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """A copy of a tensor with zeros everywhere but at the positions that stay along some axes."""
+    stays = torch.ones((), dtype=torch.bool, device=values.device)
+    for axis, positions in kept.items():
+        each = torch.zeros(values.shape[axis], dtype=torch.bool, device=values.device)
+        each[positions.to(values.device)] = True
+        stays = stays & each.reshape(along(len(each), axis, values.dim()))
+    return torch.where(stays, values, values.new_zeros(()))
+
+
 @torch.no_grad()
 def masked_outputs(
     model: nn.Module,
@@ -162,13 +174,9 @@ def masked_outputs(
         shaken: values to use in place of some parameters, see `shake`.
     """
     zeroed, parameters = dict(shaken or {}), dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        gone = [removed[labels] for labels in book.parameters.get(name, ())]
-        if any(bool(g.any()) for g in gone):
-            values = zeroed.get(name, parameter.detach()).clone()
-            for axis, each in enumerate(gone):
-                values.index_fill_(axis, each.nonzero()[:, 0].to(values.device), 0)
-            zeroed[name] = values
+    for name, kept in book.kept(removed).items():
+        if name in parameters:
+            zeroed[name] = zeros_beside(zeroed.get(name, parameters[name].detach()), kept)
     # matmul takes another path for weights that want a gradient
     zeroed = {n: nn.Parameter(v, parameters[n].requires_grad) for n, v in zeroed.items()}
     with unfused(model), Masking(book.counted, removed):
@@ -179,11 +187,32 @@ def masked_outputs(
 def outputs_with(model: nn.Module, values: dict[str, Tensor], example: Inputs) -> list[Tensor]:
     """What the network, in eval mode, gives with other values in place of some parameters."""
     forget(model)
+    with replaced(model, values):
+        return tensors_of(call(model, example))
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(model, values, args, kwargs)
 
-    return tensors_of(call(run, example))
+@contextmanager
+def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts other tensors in place of parameters and buffers meanwhile, wherever they are held."""
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    new = {id(tensor): values[name] for name, tensor in named if name in values}
+    places = [
+        (held, key, tensor)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for key, tensor in held.items()
+        if id(tensor) in new
+    ]
+    try:
+        for held, key, tensor in places:
+            held[key] = new[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for held, key, tensor in places:
+            held[key] = tensor  # type: ignore[assignment]
 
 
 def shake(model: nn.Module) -> dict[str, Tensor]:
@@ -196,5 +225,12 @@ def shake(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: 0.1 * torch.randn(p.shape, generator=generator).to(p)
         for name, p in model.named_parameters()
-        if p.numel() and p.dim() and float(p.detach().abs().max()) < 1e-3
+        if p.numel() and p.dim() and is_tiny(p.detach())
     }
+
+
+def is_tiny(values: Tensor) -> bool:
+    """Whether no number is as large as a thousandth; most tensors tell by their first numbers."""
+    if float(values.flatten()[:64].abs().max()) >= 1e-3:
+        return False
+    return float(values.abs().max()) < 1e-3

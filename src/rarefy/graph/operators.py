@@ -6,20 +6,35 @@ what they join; a product of matrices or a convolution is a broadcast product, s
 not listed is a barrier.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, along, axes_of
 from rarefy.graph.joins import combine, fresh_slices
 
 
-@dataclass(frozen=True)
+def flat(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operator."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from flat(value)
+
+
+@cache
+def argument_names(func: Any) -> tuple[str, ...]:
+    """The names of an operator's arguments."""
+    return tuple(argument.name for argument in func._schema.arguments)
+
+
+@dataclass(eq=False)
 class Run:
     """One operator that ran.
 
@@ -31,25 +46,30 @@ class Run:
 
     func: Any
     values: dict[str, Any]
-    out: Any
+    out: Any = None
+
+    @classmethod
+    def of(cls, func: Any, args: Any, kwargs: Any) -> "Run":
+        """An operator that is about to run."""
+        return cls(func, dict(zip(argument_names(func), args, strict=False)) | (kwargs or {}))
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The operator's name, whatever the overload."""
         return str(self.func.overloadpacket.__name__)
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """The tensors that went in."""
-        return [t for t in tree_leaves(list(self.values.values())) if isinstance(t, Tensor)]
+        return list(flat(self.values.values()))
 
-    @property
+    @cached_property
     def results(self) -> list[Tensor]:
         """The tensors that came out."""
-        return [t for t in tree_leaves(self.out) if isinstance(t, Tensor)]
+        return list(flat((self.out,)))
 
 
 Rule = Callable[[Book, Run], None]
@@ -77,7 +97,7 @@ def spread(book: Book, run: Run) -> None:
     if not any(book.fields(t) for t in run.tensors):
         for result in results:
             book.put(result, ())
-    elif (found := rule_of(run)) is not None:
+    elif (found := rule_of(run.func)) is not None:
         found(book, run)
     else:
         book.barrier(run.name, run.tensors)
@@ -117,13 +137,15 @@ UNTAGGED = frozenset(
 """Operators that work position by position although PyTorch does not say so of them."""
 
 
-def rule_of(run: Run) -> Rule | None:
+@cache
+def rule_of(func: Any) -> Rule | None:
     """The rule for an operator, or for what it does in place."""
-    base = run.name.removesuffix("_")
-    found = RULES.get(run.name) or RULES.get(base)
+    name = func.overloadpacket.__name__
+    base = name.removesuffix("_")
+    found = RULES.get(name) or RULES.get(base)
     if found is not None:
         return found
-    packets = [run.func.overloadpacket, getattr(torch.ops.aten, base, None)]
+    packets = [func.overloadpacket, getattr(torch.ops.aten, base, None)]
     if base in UNTAGGED:
         return pointwise
     for packet in packets:

@@ -34,7 +34,7 @@ def add(book: Book, out: Tensor, fields: list[Tensor], term: Tensor | None) -> N
 @rule("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot")
 def multiplied(book: Book, run: Run) -> None:
     """Rows of the first, columns of the second, and what is between them cut alike."""
-    tensors = run.tensors
+    tensors = list(run.tensors)
     term = tensors.pop(0) if len(tensors) == 3 else None
     a, b = tensors
     matrix = b.dim() > 1

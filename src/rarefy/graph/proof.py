@@ -129,10 +129,8 @@ class Search:
         undo = apply(self.model, self.coupling, removed, values)
         proven = False
         try:
-            small = {
-                n: sliced(t, [~removed[own] for own in book.parameters.get(n, ())])
-                for n, t in shaken.items()
-            }
+            kept = book.kept(removed)
+            small = {n: sliced(t, kept.get(n, {})) for n, t in shaken.items()}
             with Following(decisions.taken, TOLERANCE) if book.decides else nullcontext():
                 found = outputs_with(self.model, small, self.example)
             reason = self.disagreement(found, expected)

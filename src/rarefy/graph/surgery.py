@@ -2,7 +2,7 @@
 """Takes units out of a network: parameters shrink, and attributes that hold sizes are mended."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,11 +135,9 @@ def apply(
                 if tensor is not None:
                     owners.setdefault(id(tensor), []).append((held, name))
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
-    for name, labels in coupling.book.parameters.items():
+    for name, kept in coupling.book.kept(removed).items():
         old = tensors[name]
-        new = sliced(old.detach(), [~removed[own] for own in labels])
-        if new.shape == old.shape:
-            continue
+        new = sliced(old.detach(), kept)
         made = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         for held, key in owners[id(old)]:
             undo.tensors.append((held, key, old))
@@ -167,11 +165,10 @@ def own_objects(
     return found
 
 
-def sliced(tensor: Tensor, kept: list[Tensor]) -> Tensor:
-    """The entries of a tensor that stay along every axis."""
-    for axis, stays in enumerate(kept):
-        if not bool(stays.all()):
-            tensor = tensor.index_select(axis, stays.nonzero()[:, 0].to(tensor.device))
+def sliced(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """The entries of a tensor at the positions that stay along some axes."""
+    for axis, stays in kept.items():
+        tensor = tensor.index_select(axis, stays.to(tensor.device))
     return tensor
 
 

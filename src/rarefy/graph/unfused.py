@@ -25,9 +25,12 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Lets a network drop what it computed from its parameters and keeps; leaves it in eval mode.
+    """Lets a network drop what it computed from its parameters and keeps; its modes stay.
 
     Attention biases, say, are looked up once and kept until the mode changes.
     """
+    was = [(module, module.training) for module in model.modules()]
     model.train()
     model.eval()
+    for module, mode in was:
+        module.training = mode
