@@ -147,6 +147,10 @@ class Archive(Mapping[str, NDArray[Any]]):
         """Coded bytes of every tensor; decodes nothing."""
         return {name: entry.size for name, entry in self._entries.items()}
 
+    def decoded_sizes(self) -> dict[str, int]:
+        """Bytes of every tensor in memory; decodes nothing."""
+        return {name: entry.decoded for name, entry in self._entries.items()}
+
     def describe(self) -> list[dict[str, Any]]:
         """One row a tensor: name, dtype, shape, coding, bytes (coded), values, nonzero, distinct.
 
