@@ -34,18 +34,22 @@ class Sweep:
     gain: Tensor
 
 
-def prepare(H: Tensor, gain: Tensor, damping: float = 0.01) -> Sweep:
+def prepare(H: Tensor, gain: Tensor, damping: float = 0.01, stored: bool = False) -> Sweep:
     """Factorises second moments.
 
     Args:
         H: (G, n, n) mean products of inputs.
         gain: (G, r), positive.
         damping: added to the diagonal, times its mean.
+        stored: whether columns stay in the order in which they are stored.
     """
     n = H.shape[-1]
     scale = H.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
     ridge = damping * scale.view(-1, 1, 1) * torch.eye(n, dtype=H.dtype, device=H.device)
-    order = H.diagonal(dim1=-2, dim2=-1).argsort(-1, descending=True)
+    worth = H.diagonal(dim1=-2, dim2=-1)
+    order = worth.argsort(-1, descending=True)
+    if stored:
+        order = torch.arange(n, device=H.device).expand_as(worth)
     ordered = (H + ridge).gather(1, order.unsqueeze(2).expand_as(H))
     ordered = ordered.gather(2, order.unsqueeze(1).expand_as(H))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))

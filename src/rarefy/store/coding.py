@@ -27,6 +27,7 @@ from rarefy.store.decoding import (
     LISTED,
     MIXED,
     RAW,
+    TRELLIS,
 )
 from rarefy.store.fields import varint
 from rarefy.store.keys import PIECE, is_counter, kind_of, patterns, real_of
@@ -65,6 +66,8 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
     if isinstance(values, Codes) and coder in ("auto", "ans") and array.dtype.kind != "c":
         under = values.plan_contexts(array.shape, coder)
         candidates += [_joined(bytes([DENSE | CONTEXTS]), under)] if under else []
+        along = values.plan_trellis(array.shape, coder)
+        candidates += [_joined(bytes([DENSE | TRELLIS]), along)] if along else []
         if slow and array.size <= MOST:
             listed, mixed = values.mixed(array.shape)
             tag = bytes([MIXED | (LISTED if listed else 0)])

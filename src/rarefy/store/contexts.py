@@ -60,7 +60,12 @@ def context_of(scales: Scales, low: int, contexts: int, start: int, stop: int) -
 
 
 def plan_contexts(
-    symbols: NDArray[Any], alphabet: int, folded: bool, shape: tuple[int, ...], coder: str
+    symbols: NDArray[Any],
+    alphabet: int,
+    folded: bool,
+    shape: tuple[int, ...],
+    coder: str,
+    always: bool = False,
 ) -> Coded | None:
     """Plan symbols under contexts, or None where they hardly pay; `ContextReader` reads them.
 
@@ -70,11 +75,14 @@ def plan_contexts(
         folded: whether they stand for 0, -1, 1, -2, 2, …
         shape: of the tensor; a row is decoded as a whole, so tensors of very long rows are refused.
         coder: of the scales, as in `symbols`.
+        always: whether a single context will do where more do not pay.
     """
     grid = grid_shape(shape)
     if grid[1] * grid[2] > _ROWS:
         return None
     scales = _best_scales(symbols, alphabet, folded, grid, coder)
+    if scales is None and always:
+        scales = flat(grid)
     if scales is None:
         return None
     low, counts = context_counts(symbols, alphabet, scales)

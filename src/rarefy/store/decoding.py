@@ -3,9 +3,9 @@
 
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
-is not zero and follows (32), values are codes under contexts (64) or under mixed contexts (128, then
-the lowest bit says that their levels are listed). Sparse layouts go on with that value, the number of
-other values, their positions; all end with the values.
+is not zero and follows (32), values are codes under contexts (64; with 8, along a trellis) or under
+mixed contexts (128; with 1, their levels are listed). Sparse layouts go on with that value, the number
+of other values, their positions; all end with the values.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,12 @@ from rarefy.store.keys import kind_of, real_of
 from rarefy.store.lattice import CodesReader
 from rarefy.store.planes import PlanesReader
 from rarefy.store.positions import BitmapReader, GapReader
+from rarefy.store.trellis import TrellisReader
 from rarefy.store.values import PLANES
 
 DENSE, BITMAP, GAPS, RAW = range(4)
 COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS, MIXED = 8, 16, 32, 64, 128
+TRELLIS = CONTEXTS | 8
 LISTED = 1
 """Beside `MIXED`: the levels are listed."""
 
@@ -65,6 +67,8 @@ def _opened(cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "_R
     if tag == DENSE | CONTEXTS and dtype == real:
         values = CodesReader(cursor, shape, kind_of(dtype), real)
         return _Dense(values, tag, size, dtype)
+    if tag == DENSE | TRELLIS and dtype == real:
+        return _Dense(TrellisReader(cursor, shape, kind_of(dtype), real), 0, size, dtype)
     if tag & ~LISTED == MIXED and dtype == real:
         listed = bool(tag & LISTED)
         return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, listed), 0, size, dtype)

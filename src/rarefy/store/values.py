@@ -16,6 +16,7 @@ from rarefy.store.keys import PIECE, from_keys, histogram
 from rarefy.store.lattice import plan_codes
 from rarefy.store.planes import plan_planes
 from rarefy.store.symbols import Coded, plan_run
+from rarefy.store.trellis import plan_trellis
 
 PLANES = 4
 """Bit of a tensor's first byte: values are planes, not codes of a codebook."""
@@ -65,6 +66,10 @@ class Codes(Values):
     def plan_contexts(self, shape: tuple[int, ...], coder: str) -> Coded | None:
         """All values under contexts of their rows and columns, if there are few enough levels."""
         return plan_codes(self._codes, self._levels, self._kind, self._real, shape, coder)
+
+    def plan_trellis(self, shape: tuple[int, ...], coder: str) -> Coded | None:
+        """All values as indices along a trellis, if they lie along one."""
+        return plan_trellis(self._codes, self._levels, self._kind, self._real, shape, coder)
 
     def mixed(self, shape: tuple[int, ...]) -> tuple[bool, bytes]:
         """All values under mixed contexts, see `adaptive.encode_mixed`."""

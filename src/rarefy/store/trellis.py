@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes along a trellis: on which half of a grid a weight stands follows from those before it.
+
+M. Marcellin, T. Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources", 1990, with two
+scalar quantisers (H. Schwarz et al., "Hybrid video coding with trellis-coded quantization", DCC 2019): one
+has the even multiples of the step, the other the odd ones and zero. Four states say which is used; the
+parity of each index leads to the next state. So an index chooses among values two steps apart, and yet
+a row of them comes closer to what is wanted than rounding to a grid of the same bits.
+Rows begin in state 0. Whether a tensor of integers times a step lies along the trellis is seen from
+its values, so nothing has to be said; then its indices are coded under contexts.
+
+    step | largest index | indices, see `contexts`
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.errors import FileError
+from rarefy.store.codebook import multiples
+from rarefy.store.contexts import MOST_SYMBOLS, ContextReader, plan_contexts
+from rarefy.store.fields import BitReader, BitWriter, Cursor
+from rarefy.store.keys import FLOAT
+from rarefy.store.lattice import integers_of
+from rarefy.store.symbols import Coded
+
+NEXT = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], dtype=np.uint8)
+"""The next state, by state and parity of the index; states 2 and 3 use the odd multiples."""
+
+_PIECE = 1 << 20
+_LOOK = (256, 48)  # rows and columns that are looked at first
+
+
+def indices_of(integers: NDArray[Any]) -> NDArray[np.int32] | None:
+    """The index of every integer, int32 (rows, n), or None if they do not lie along the trellis.
+
+    Args:
+        integers: multiples of the step, shape (rows, n).
+    """
+    rows, columns = integers.shape
+    found = np.empty((columns, rows), dtype=np.int32)
+    state = np.zeros(rows, dtype=np.uint8)
+    turned = np.ascontiguousarray(integers.T)
+    for column, values in enumerate(turned):
+        odd = state >> 1
+        if np.any(((values ^ odd) & 1) & (values != 0)) or np.any((values & 1) & (odd ^ 1)):
+            return None
+        index = (values + odd * np.sign(values)) >> 1
+        found[column] = index
+        state = NEXT[state, index & 1]
+    return np.ascontiguousarray(found.T)
+
+
+def integers_along(indices: NDArray[Any]) -> NDArray[np.int32]:
+    """Undo `indices_of`, shape (rows, n)."""
+    turned = np.array(indices.T, dtype=np.int32, order="C")
+    state = np.zeros(turned.shape[1], dtype=np.uint8)
+    for index in turned:
+        parity = index & 1
+        index *= 2
+        index -= (state >> 1) * np.sign(index)
+        state = NEXT[state, parity]
+    return np.ascontiguousarray(turned.T)
+
+
+def plan_trellis(
+    codes: NDArray[Any],
+    levels: NDArray[Any],
+    kind: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    coder: str,
+) -> Coded | None:
+    """Plan codes as indices along a trellis, or None if they are none; `TrellisReader` reads them.
+
+    Args:
+        codes: shape (n,), each value's place among the levels.
+        levels, kind, dtype: of the codebook, as in `codebook.write_levels`.
+        shape: of the tensor; a row is what its first axis counts.
+        coder: as in `symbols`.
+    """
+    if kind != FLOAT or len(shape) < 2 or levels.size < 4:
+        return None
+    found = integers_of(levels, kind, dtype)
+    if found is None or int(np.abs(found[1]).max()) >= MOST_SYMBOLS:
+        return None
+    step, integers = found
+    placed = codes.reshape(shape[0], -1)
+    if indices_of(integers[placed[: _LOOK[0], : _LOOK[1]]]) is None:
+        return None
+    parts = []
+    for rows in _rows(placed.shape):
+        part = indices_of(integers[placed[rows]])
+        if part is None:
+            return None
+        parts.append(((2 * np.abs(part)) - (part < 0)).astype(np.uint16))
+    symbols = np.concatenate(parts).reshape(-1)
+    largest = int(symbols.max()) + 1 >> 1
+    writer = BitWriter()
+    writer.write(step, 8 * dtype.itemsize)
+    writer.golomb(largest, 3)
+    book, alphabet = writer.to_bytes(), 2 * largest + 1
+    if 2 * largest >= MOST_SYMBOLS:
+        return None
+    run = plan_contexts(symbols, alphabet, True, shape, coder, always=True)
+    if run is None:
+        return None
+    return Coded(8 * len(book) + run.bits, lambda: [book, *run.pieces()])
+
+
+class TrellisReader:
+    """Yields the patterns of values that `plan_trellis` wrote; holds a few megabytes of them."""
+
+    def __init__(
+        self, cursor: Cursor, shape: tuple[int, ...], kind: int, dtype: np.dtype[Any]
+    ) -> None:
+        """Take the values of a whole tensor from the cursor.
+
+        Raises:
+            FileError: damaged, or a tensor that has no rows.
+        """
+        if kind != FLOAT or dtype.itemsize not in (2, 4) or len(shape) < 2:
+            raise FileError(f"a tensor of {dtype.name} and shape {shape} has no trellis")
+        bits = BitReader(cursor)
+        self._step, largest = bits.read(8 * dtype.itemsize), bits.golomb(3)
+        bits.close()
+        if 2 * largest >= MOST_SYMBOLS:
+            raise FileError(f"indices up to {largest} are not possible")
+        self._codes, self._dtype = ContextReader(cursor, 2 * largest + 1, shape), dtype
+        self._width = int(np.prod(shape[1:]))
+        self._rows = iter(_rows((shape[0], self._width)))
+        self._ready = np.zeros(0, dtype=f"u{dtype.itemsize}")
+        self.coding = f"codebook+trellis+{self._codes.coding}"
+
+    def read(self, count: int) -> NDArray[Any]:
+        """The next `count` patterns."""
+        while self._ready.size < count:
+            rows = next(self._rows)
+            symbols = self._codes.read((rows.stop - rows.start) * self._width).astype(np.int32)
+            indices = np.where(symbols & 1, -(symbols + 1 >> 1), symbols >> 1)
+            integers = integers_along(indices.reshape(-1, self._width)).reshape(-1)
+            folded = 2 * np.abs(integers) + (integers < 0)
+            values = multiples(self._step, folded, self._dtype)
+            self._ready = np.concatenate([self._ready, values])
+        piece, self._ready = self._ready[:count], self._ready[count:]
+        return piece
+
+
+def _rows(shape: tuple[int, ...]) -> list[slice]:
+    """Rows that are looked at together."""
+    each = max(1, _PIECE // max(shape[1], 1))
+    return [slice(start, min(start + each, shape[0])) for start in range(0, shape[0], each)]
