@@ -41,6 +41,7 @@ CASES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "depthwise": lambda net, x: net.fc(F.relu(net.b(net.a(x))).mean((2, 3))),
     "padding": lambda net, x: net.fc(net.b(F.pad(net.a(x), (0, 1, 0, 1))).mean((2, 3))),
     "sum": lambda net, x: net.fc((net.a(x) + net.a(x).relu()).mean((2, 3))),
+    "maximum": lambda net, x: net.fc(net.a(x).amax((2, 3)).relu()),
     "linear": lambda net, x: net.fc(net.a(x).flatten(2)[..., 0].relu()),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 WORTH = 16  # numbers below which a node costs more than it saves
 HOLDER = "activation_quantizers.quantizers."
 SPARED = {("Conv", 1), ("Conv", 2), ("Gemm", 2)}  # inputs whose zero points may be missing
+CLIPS = {"Relu", "Clip"}
 ZEROS, ONES = {"pads"}, {"strides", "dilations"}
 
 
@@ -53,17 +54,35 @@ def of_weights(graph: Any) -> list[Any]:
 
 
 def leave_zero_points_out(graph: Any) -> None:
-    """Biases and weights of convolutions without an offset need no zero points.
+    """Biases and weights of integer convolutions need no zero points where there is no offset.
 
-    Quantisers keep theirs, which say the type. So do matrices: where theirs are missing, ONNX Runtime puts in
-    one for all channels, which its own kernel refuses.
+    Quantisers keep theirs, which say the type. So do matrices, and all that ONNX Runtime may compute in
+    floats: where they are missing it puts in one for all channels, which its own kernel refuses unless it is
+    fused away.
     """
     for node in of_weights(graph):
         zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        uses = [(use.node.op_type, use.idx) for use in node.outputs[0].uses()]
-        spared = all(use in SPARED for use in uses) and bool(uses)
-        if zero is not None and not zero.any() and spared:
+        uses = node.outputs[0].uses()
+        spared = all((u.node.op_type, u.idx) in SPARED and in_integers(u.node) for u in uses)
+        if zero is not None and not zero.any() and spared and uses:
             node.resize_inputs(2)
+
+
+def in_integers(node: Any) -> bool:
+    """Whether quantisers stand on all sides of a node; a product's result may be float."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    if any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
+        return False
+    while node.op_type != "Gemm":
+        uses = node.outputs[0].uses()
+        if len(uses) != 1 or node.outputs[0].is_graph_output():
+            return False
+        node = uses[0].node
+        if node.op_type == "QuantizeLinear":
+            return True
+        if node.op_type not in CLIPS:
+            return False
+    return True
 
 
 def derive_bias_scales(graph: Any) -> None:

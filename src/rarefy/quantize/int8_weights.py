@@ -19,7 +19,7 @@ from rarefy.select import Layer
 INT32 = 2**30  # half of the largest 32-bit bias
 BLOCK = 1 << 20  # entries that are worked on together
 HALF = 2.0**-24, 65504.0  # the least and the largest 16-bit float
-COARSER = 1.25  # times that a scale may grow, which only those of all but dead channels do
+COARSER = 2.0**-9  # share of itself, or of the largest, by which a scale may grow
 
 
 def channel_axis(module: nn.Module) -> int:
@@ -55,16 +55,18 @@ def weight_scale(w: Tensor, grid: Grid, axis: int, choice: str, steps: int = 60)
 def held_in_half(scale: Tensor) -> Tensor:
     """The least scales not below these that 16-bit floats hold, so that a file needs no more for them.
 
-    They are a thousandth wider at most where they exceed 6e-5. The scales as they are where 16 bits are too
-    few for one of them.
+    They are a thousandth wider at most where they exceed 6e-5. Those of channels that are all but switched
+    off may grow by a small share of the largest scale, so no weight is rounded more coarsely than those of
+    the largest channel are. The scales stay as they are where 16 bits are too few for one of them.
 
     Args:
-        scale: positive, float32.
+        scale: (channels,) positive, float32.
     """
     least, largest = HALF
     step = torch.ldexp(torch.ones_like(scale), torch.frexp(scale)[1] - 11).clamp(min=least)
     wider = (scale / step).ceil() * step
-    fits = bool((wider <= (scale * COARSER).clamp(max=largest)).all())
+    room = COARSER * torch.maximum(scale, scale.max() / 2)
+    fits = bool((wider <= (scale + room).clamp(max=largest)).all())
     return wider if fits else scale
 
 

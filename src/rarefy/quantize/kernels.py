@@ -30,6 +30,7 @@ class Runtime:
         single: kernels that read one activation.
         float_output: of these, the ones whose result may stay float.
         float_clips: whether a result may also stay float where a clip follows.
+        quantised_ends: whether what leaves the network is rounded like all else.
         moving: operators that only move values, so both sides must have the same scale.
         copying: float operators that leave values as they are: their sides share a scale if both have one.
         clipping: operators that vanish into the quantiser behind them.
@@ -53,6 +54,7 @@ class Runtime:
     silent: frozenset[str] = frozenset({"dropout", "contiguous", "detach", "clone", "alias"})
     absorbed: frozenset[str] = frozenset({"pad"})
     float_clips: bool = True
+    quantised_ends: bool = False
     activations: Grid = UINT8
     bias: str = "int32"
     scale_bits: int = 16
@@ -78,13 +80,14 @@ ONNXRUNTIME_CPU = Runtime(
 )
 
 # Its kernels give floats where nothing quantises their result, so a sum reads the convolution before it
-# unrounded and is computed inside it.
+# unrounded and is computed inside it. A maximum over axes must read integers: OpenVINO 2026.4 computes a
+# float one wrongly once the quantiser behind has become part of it.
 OPENVINO = replace(
     ONNXRUNTIME_CPU,
     name="openvino",
     pairwise=frozenset({"matmul", "cat"}),
-    single=frozenset({"avg_pool"}),
-    float_output=frozenset({"conv", "linear", "matmul", "cat", "avg_pool"}),
+    single=frozenset({"avg_pool", "amax"}),
+    float_output=frozenset({"conv", "linear", "matmul", "cat", "avg_pool", "amax"}),
     float_clips=True,
 )
 
@@ -108,6 +111,7 @@ LITERT = replace(
     single=frozenset({"leaky_relu", "mean"}),
     float_output=frozenset(),
     moving=MOVING | {"avg_pool"},
+    quantised_ends=True,
     activations=Grid(8, signed=True, symmetric=False),
 )
 TABLES = {table.name: table for table in (ONNXRUNTIME_CPU, OPENVINO, TENSORRT, LITERT)}

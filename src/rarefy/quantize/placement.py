@@ -98,9 +98,8 @@ def only_leaves(item: Call, flow: Flow, runtime: Runtime) -> bool:
     """Whether a kernel that can't give floats would have to, because nothing but the caller reads it."""
     made, ends = [v for v in flow.values if v.maker is item], made_by(item, flow, runtime)
     clipped = bool(made) and vanishes(made[0], runtime)
-    return not gives_floats(item, clipped, runtime) and all(
-        value.leaves and not value.readers for value in ends
-    )
+    givable = runtime.quantised_ends or gives_floats(item, clipped, runtime)
+    return not givable and all(value.leaves and not value.readers for value in ends)
 
 
 def gives_floats(item: Call, clipped: bool, runtime: Runtime) -> bool:
@@ -119,7 +118,9 @@ def made_by(item: Call, flow: Flow, runtime: Runtime) -> list[Value]:
 def must_leave(value: Value, flow: Flow, integer: Collection[str], runtime: Runtime) -> bool:
     """Whether a quantiser must stand here for the kernel before it to work in integers."""
     maker = value.maker
-    if maker is None or (value.leaves and not value.readers):
+    if maker is None:
+        return False
+    if value.leaves and not value.readers and not runtime.quantised_ends:
         return False
     clipped = kind(maker) in runtime.clipping
     if clipped:
