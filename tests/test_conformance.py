@@ -71,6 +71,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coreset-filters": {"ratio": 0.5, "examples": 128},
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
     "bayesian-compression": {"epochs": 1},
+    "dynamic-int8": {},
+    "weight-only": {"bits": 8},
     "gptq": {"bits": 3},
 }
 

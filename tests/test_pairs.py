@@ -61,56 +61,60 @@ STEPS: dict[str, dict[str, object]] = {
     "tetris": {"sparsity": 0.5, "block": [4, 4], "epochs": 1},
     "bayesian-compression": {"epochs": 1},
     "prune-by-inputs": {"examples": 64},
+    "dynamic-int8": {},
+    "weight-only": {"bits": 8},
     "gptq": {"examples": 64},
 }
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbpg
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyiq
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-fixed-point                 ...x.......................................
-static-int8                 ...x.......................................
-auto-int8                   ...x.......................................
-half-precision              ...........................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x.......................................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x.......................................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-reconstruct                 ...x.......................................
-smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
-bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......x
-prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xx
-gptq                        ...x.......................................
+                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbpdwg
+                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyi8oq
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+fixed-point                 ...x.........................................
+static-int8                 ...x.........................................
+auto-int8                   ...x.........................................
+half-precision              .............................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x.........................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x.........................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+reconstruct                 ...x.........................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
+bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
+prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
+dynamic-int8                ...x.........................................
+weight-only                 ...x.........................................
+gptq                        ...x.........................................
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

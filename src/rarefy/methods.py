@@ -59,6 +59,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.dynamic_int8:DynamicInt8",
         "8-bit integer weights, activations rounded to 8 bits while the network runs; needs no data",
     ),
+    "weight-only": (
+        "rarefy.quantize.weight_only:WeightOnly",
+        "weights of 4 or 8 bits with a scale for every few of them; activations stay float",
+    ),
     "static-int8": (
         "rarefy.quantize.static_int8:StaticInt8",
         "8-bit integer weights and activations, ranges from calibration data",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
-from rarefy.export.translate import OPSET, translation_table
+from rarefy.export.translate import OPSET, opset_for, translation_table
 from rarefy.loops.modes import mapped
 from rarefy.task import Inputs, move
 
@@ -59,7 +59,7 @@ def capture(model: nn.Module, example: Inputs) -> Any:
                 dynamo=True,
                 verbose=False,
                 optimize=False,
-                opset_version=OPSET,
+                opset_version=opset_for(model),
                 custom_translation_table=translation_table(),
             )
         except Exception as error:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 INTEGER_NODES = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
+    "QAttention",
 }  # fmt: skip
 
 

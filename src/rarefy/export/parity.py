@@ -17,6 +17,7 @@ from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.export.runner import Runner
 from rarefy.forms.activations import ActivationQuantizer
 from rarefy.forms.dynamic import DynamicLinear
+from rarefy.forms.groups import InGroups
 from rarefy.forms.recurrent import Recurrent
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.task import Inputs, call, logits_of, move, same_answer, tensors_of
@@ -135,9 +136,13 @@ def check_parity(
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether the network rounds activations, so that a runtime may compute in integers."""
+    """Whether the network rounds activations, so that a runtime may compute in integers.
+
+    ONNX Runtime multiplies weights in groups (MatMulNBits) with activations that it rounds to 8 bits itself.
+    """
     return any(
-        isinstance(m, (ActivationQuantizer, DynamicLinear)) or (isinstance(m, Recurrent) and m.dynamic)
+        isinstance(m, (ActivationQuantizer, DynamicLinear, InGroups))
+        or (isinstance(m, Recurrent) and m.dynamic)
         for m in model.modules()
     )
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from rarefy.export.grouped_codes import lay_out_groups, narrow_type
 from rarefy.export.integer_products import look_codes_up, multiply_codes
+from rarefy.export.recurrent_weights import order_gates
 
 PARAMETRIZED = re.compile(r"(.*)parametrizations\.(\w+)\.(?:original|\d+\.(\w+))")
 
@@ -34,6 +36,9 @@ def tidy(model: Any) -> Any:
     common.IdentityEliminationPass()(model)
     transpose_codes(model)
     multiply_codes(model)
+    order_gates(model)
+    common.RemoveUnusedNodesPass()(model)
+    lay_out_groups(model)
     look_codes_up(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -57,6 +62,8 @@ def spares(model: Any) -> Callable[[Any], bool | None]:
     }
 
     def decide(node: Any) -> bool | None:
+        if node.op_type == "Cast" and narrow_type(node) is not None:
+            return False  # `rarefy.export.grouped_codes` does so under the weight's own name
         return False if any(i is not None and i.name in weights for i in node.inputs) else None
 
     return decide
@@ -105,6 +112,8 @@ def transpose_codes(model: Any) -> None:
     for node in list(graph):
         source = node.inputs[0].producer() if node.op_type == "Transpose" else None
         if source is None or source.op_type != "DequantizeLinear":
+            continue
+        if "block_size" in source.attributes:  # `rarefy.export.grouped_codes` turns these
             continue
         codes = source.inputs[0]
         alone = len(source.outputs[0].uses()) == 1 and len(codes.uses()) == 1

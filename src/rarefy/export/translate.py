@@ -7,12 +7,22 @@ from typing import Any
 # The newest version that ONNX Runtime optimises rightly: from 21 on QuantizeLinear has an output type,
 # and ONNX Runtime 1.31 then refuses signed activations around Slice (it converts the zero point alone).
 OPSET = 20
+# The first that has codes of 4 bits and scales in blocks; files with these quantise no activations.
+BLOCKED_OPSET = 21
+
+
+def opset_for(model: Any) -> int:
+    """The version of the standard in which a network is written."""
+    from rarefy.forms.groups import InGroups
+
+    return BLOCKED_OPSET if any(isinstance(m, InGroups) for m in model.modules()) else OPSET
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export`: from operator to the function that writes its nodes."""
     import torch
 
+    import rarefy.forms.groups
     import rarefy.forms.operators
     import rarefy.forms.recurrent  # noqa: F401  (the imports register the operators)
 
@@ -21,6 +31,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.rarefy.fake_quantize.default: write_fake_quantize,
         torch.ops.rarefy.dynamic_quantize.default: write_dynamic_quantize,
         torch.ops.rarefy.dynamic_lstm.default: write_dynamic_lstm,
+        torch.ops.rarefy.dequantize_groups.default: write_dequantize_groups,
     }
 
 
@@ -58,6 +69,17 @@ def write_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int
         x = op.Min(op.Max(x, lowest), highest) if axis >= 0 else op.Clip(x, lowest, highest)
     codes = op.QuantizeLinear(x, scale, zero_point, **on_axis(axis))
     return op.DequantizeLinear(codes, scale, zero_point, **on_axis(axis))
+
+
+def write_dequantize_groups(codes: Any, scale: Any, zero_point: Any, size: int, bits: int) -> Any:
+    """DequantizeLinear in blocks of a row; codes of 4 bits are marked by a cast, see `grouped_codes`."""
+    import onnx_ir
+    from onnxscript import opset21 as op
+
+    if bits == 4:
+        kind = "INT4" if codes.dtype == onnx_ir.DataType.INT8 else "UINT4"
+        codes, zero_point = (op.Cast(v, to=onnx_ir.DataType[kind]) for v in (codes, zero_point))
+    return op.DequantizeLinear(codes, scale, zero_point, axis=1, block_size=size)
 
 
 def write_dynamic_quantize(x: Any) -> Any:

@@ -56,7 +56,8 @@ class DynamicInt8(Step):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Exchanges linear and recurrent layers for ones that round, and stores codes."""
         chosen = choose(bake(model.eval()), self.layers, self.exclude)
-        linear = [layer for layer in chosen.layers if is_linear(layer)]
+        sharing = [layer for shared in holders(model, chosen.layers) for layer in shared]
+        linear = [layer for layer in sharing if is_linear(layer)]
         tables = [layer for layer in chosen.layers if is_embedding(layer.module)]
         if not linear and not tables and not chosen.recurrent:
             raise RecipeError(
