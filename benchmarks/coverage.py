@@ -22,6 +22,7 @@ import resource
 import signal
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,17 @@ def judge(name: str, export: bool) -> dict[str, Any]:
     return row | {"failure": None}
 
 
+def load(library: str, export: bool) -> None:
+    """Loads what a model's process needs once, in the parent."""
+    needed = ["torch._dynamo", "rarefy.graph.proof", library]
+    for each in [*needed, *(["rarefy.export.onnx", "rarefy.export.parity"] if export else [])]:
+        import_module(each)
+
+
 def run(name: str, export: bool, seconds: int) -> dict[str, Any]:
     """Judges a model in a process of its own, which has so many CPU seconds."""
-    forks = multiprocessing.get_context("fork")  # the libraries are loaded once, in the parent
+    load(name.partition(":")[0], export)
+    forks = multiprocessing.get_context("fork")
     here, there = forks.Pipe(duplex=False)
     process = forks.Process(target=report, args=(there, name, export, seconds))
     process.start()

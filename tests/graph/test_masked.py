@@ -10,7 +10,8 @@ from tests.graph.random_networks import RandomNet
 from torch import Tensor, nn
 
 from rarefy.graph.coupling import Coupling, couple
-from rarefy.graph.masked import masked_outputs, shake
+from rarefy.graph.masked import masked_outputs
+from rarefy.graph.stand_ins import shake
 
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 ROW = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,12 @@ from rarefy.graph.numbers import plain
 Key: TypeAlias = tuple[Any, ...]
 
 
+def place_of(tensor: Tensor) -> Key:
+    """The memory that a tensor looks at, and how; nobody else's as long as it is alive."""
+    number = tensor.untyped_storage()._cdata
+    return number, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
 class Book:
     """Labels of tensors, found by the memory that a tensor looks at: autograd may wrap a view anew.
 
@@ -30,6 +36,8 @@ class Book:
         read: keys of tensors that an operator read.
         watching: whether the operators that run are the network's, not our own.
         ran: how many operators ran that look at all positions of an axis, as a mean does.
+        path: a number that tells which operators ran, in order.
+        shapes: of the network's outputs.
         counted: number of such an operator → its name, and the labels of its first operand.
         decided: keys of what came out of operators that decide, see `decisions.Deciding`.
         decides: whether the network reads any of that: the places of largest values, say, are often left.
@@ -50,6 +58,8 @@ class Book:
         self.watching = True
         self.read: set[Key] = set()
         self.ran = 0
+        self.path = 0
+        self.shapes: list[torch.Size] = []
         self.decided: set[Key] = set()
         self.decides = False
         self.counted: dict[int, tuple[str, Fields]] = {}
@@ -78,11 +88,10 @@ class Book:
 
     def key(self, tensor: Tensor) -> Key:
         """What identifies a tensor; its storage's number is not given away while the book is open."""
-        storage = tensor.untyped_storage()
-        number = storage._cdata
-        if number not in self.alive:
-            self.alive[number] = StorageWeakRef(storage)
-        return number, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        key = place_of(tensor)
+        if key[0] not in self.alive:
+            self.alive[key[0]] = StorageWeakRef(tensor.untyped_storage())
+        return key
 
     def fields(self, tensor: Tensor) -> Fields:
         """The labels of a tensor; none if all its positions are fixed."""

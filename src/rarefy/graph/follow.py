@@ -34,6 +34,7 @@ class Operators(TorchDispatchMode):
         if not self.book.watching:
             return func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        self.book.path = hash((self.book.path, name))
         if counts_positions(name, func, args):
             self.book.ran += 1
             if fields := self.book.fields(first_tensor(args)):
@@ -130,17 +131,19 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
     functions = Functions(book)
     forget(model)
     with remembering(model) as places:
-        run(model.eval(), example, functions)
+        book.shapes = [t.shape for t in run(model.eval(), example, functions)]
+        path = book.path
         if unread(model, book):
             run_in_training(model, example, functions)
+        book.path = path
     for name in unread(model, book):
         for labels in book.parameters[name]:
             book.labels.fix(labels)
     return book, functions.wired, places
 
 
-def run(model: nn.Module, example: Inputs, functions: Functions) -> None:
-    """Runs a network once under the eyes of a book."""
+def run(model: nn.Module, example: Inputs, functions: Functions) -> list[Tensor]:
+    """Runs a network once under the eyes of a book; its outputs."""
     with ExitStack() as stack:
         stack.enter_context(unfused(model))
         stack.enter_context(functions)
@@ -152,6 +155,7 @@ def run(model: nn.Module, example: Inputs, functions: Functions) -> None:
             "dictionaries or dataclasses of them"
         )
     functions.book.fix(*outputs)
+    return outputs
 
 
 def run_in_training(model: nn.Module, example: Inputs, functions: Functions) -> None:

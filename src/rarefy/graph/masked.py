@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rarefy.graph.book import Book
-from rarefy.graph.fields import Fields, along, kept_along
+from rarefy.graph.book import Book, Key, place_of
+from rarefy.graph.fields import Fields, kept_along
 from rarefy.graph.operators import argument_names
+from rarefy.graph.stand_ins import zeros_beside
 from rarefy.graph.unfused import forget, unfused
 from rarefy.task import Inputs, call, tensors_of
 
@@ -40,30 +41,53 @@ def first_tensor(args: Any) -> Tensor:
 
 
 class Masking(TorchDispatchMode):
-    """Lets operators that count positions see only those that stay.
+    """Lets operators see zeros in parameters, and those that count positions only what stays.
 
     Args:
         counted: see `Book`.
         removed: which labels go, shape (count + 1,).
+        kept: place of a parameter in memory → what stays of it, see `Book.kept`.
+
+    Attributes:
+        ran: how many operators ran that count positions.
+        path: see `Book`.
     """
 
-    def __init__(self, counted: dict[int, tuple[str, Fields]], removed: Tensor) -> None:
+    def __init__(
+        self,
+        counted: dict[int, tuple[str, Fields]],
+        removed: Tensor,
+        kept: Mapping[Key, Mapping[int, Tensor]],
+    ) -> None:
         super().__init__()
-        self.counted, self.removed, self.ran = counted, removed, 0
+        self.counted, self.removed, self.kept = counted, removed, kept
+        self.ran = self.path = 0
+
+    def zeroed(self, value: Any) -> Any:
+        """An argument with zeros in parameters; they live no longer than the operator that reads them."""
+        if isinstance(value, Tensor):
+            kept = self.kept.get(place_of(value))
+            return value if kept is None else zeros_beside(value.detach(), kept)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.zeroed(each) for each in value)
+        return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
+        self.path = hash((self.path, name))
+        args = self.zeroed(args)
+        kwargs = {key: self.zeroed(value) for key, value in (kwargs or {}).items()}
         if name == "_weight_norm_interface":  # a direction of zeros has no length
-            weight, length = func(*args, **(kwargs or {}))
+            weight, length = func(*args, **kwargs)
             return torch.nan_to_num(weight), length
         if not counts_positions(name, func, args):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         self.ran += 1
         expected, fields = self.counted.get(self.ran, (name, ()))
         if expected != name:
             raise RuntimeError(f"it runs {name} where it ran {expected} before")
         if not fields:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         x = first_tensor(args)
         kept = {
             axis: stays.nonzero()[:, 0].to(x.device)
@@ -71,8 +95,8 @@ class Masking(TorchDispatchMode):
             if (stays := kept_along(fields, axis, self.removed)) is not None and not stays.all()
         }
         if not kept:
-            return func(*args, **(kwargs or {}))
-        return only_kept(func, args, kwargs or {}, kept)
+            return func(*args, **kwargs)
+        return only_kept(func, args, kwargs, kept)
 
 
 def only_kept(func: Callable[..., Any], args: Any, kwargs: Any, kept: dict[int, Tensor]) -> Any:
@@ -146,16 +170,6 @@ def pick(parameter: Any, index: Tensor) -> Any:
     return parameter.index_select(-1, index) if isinstance(parameter, Tensor) else parameter
 
 
-def zeros_beside(values: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """A copy of a tensor with zeros everywhere but at the positions that stay along some axes."""
-    stays = torch.ones((), dtype=torch.bool, device=values.device)
-    for axis, positions in kept.items():
-        each = torch.zeros(values.shape[axis], dtype=torch.bool, device=values.device)
-        each[positions.to(values.device)] = True
-        stays = stays & each.reshape(along(len(each), axis, values.dim()))
-    return torch.where(stays, values, values.new_zeros(()))
-
-
 @torch.no_grad()
 def masked_outputs(
     model: nn.Module,
@@ -163,6 +177,7 @@ def masked_outputs(
     removed: Tensor,
     example: Inputs,
     shaken: dict[str, Tensor] | None = None,
+    path: int | None = None,
 ) -> list[Tensor]:
     """What the network gives with zeros in place of everything that goes.
 
@@ -171,20 +186,30 @@ def masked_outputs(
         book: of its labels.
         removed: which labels go, shape (count + 1,).
         example: the one that the labels were found on.
-        shaken: values to use in place of some parameters, see `shake`.
+        shaken: values to use in place of some parameters, see `stand_ins.shake`.
+        path: that the network must take, see `Book`; None for any.
+
+    Raises:
+        RuntimeError: it takes another path.
     """
-    zeroed, parameters = dict(shaken or {}), dict(model.named_parameters())
-    for name, kept in book.kept(removed).items():
-        if name in parameters:
-            zeroed[name] = zeros_beside(zeroed.get(name, parameters[name].detach()), kept)
+    parameters = dict(model.named_parameters())
     # matmul takes another path for weights that want a gradient
-    zeroed = {n: nn.Parameter(v, parameters[n].requires_grad) for n, v in zeroed.items()}
-    with unfused(model), Masking(book.counted, removed):
-        return outputs_with(model, zeroed, example)
+    values = {n: nn.Parameter(v, parameters[n].requires_grad) for n, v in (shaken or {}).items()}
+    kept = {
+        place_of(values.get(name, parameters[name])): each
+        for name, each in book.kept(removed).items()
+        if name in parameters
+    }
+    masking = Masking(book.counted, removed, kept)
+    with unfused(model), masking:
+        outputs = outputs_with(model, values, example)
+    if path is not None and masking.path != path:
+        raise RuntimeError("it runs other operators than before")
+    return outputs
 
 
 @torch.no_grad()
-def outputs_with(model: nn.Module, values: dict[str, Tensor], example: Inputs) -> list[Tensor]:
+def outputs_with(model: nn.Module, values: Mapping[str, Tensor], example: Inputs) -> list[Tensor]:
     """What the network, in eval mode, gives with other values in place of some parameters."""
     forget(model)
     with replaced(model, values):
@@ -194,6 +219,9 @@ def outputs_with(model: nn.Module, values: dict[str, Tensor], example: Inputs) -
 @contextmanager
 def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Puts other tensors in place of parameters and buffers meanwhile, wherever they are held."""
+    if not values:
+        yield
+        return
     named = (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -213,24 +241,3 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for held, key, tensor in places:
             held[key] = tensor  # type: ignore[assignment]
-
-
-def shake(model: nn.Module) -> dict[str, Tensor]:
-    """Random values for parameters that are zero or nearly so, behind which nothing could be seen.
-
-    Residual branches and heads often start at zero, and a layer scale at 1e-6: outputs would agree
-    whatever was cut.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: 0.1 * torch.randn(p.shape, generator=generator).to(p)
-        for name, p in model.named_parameters()
-        if p.numel() and p.dim() and is_tiny(p.detach())
-    }
-
-
-def is_tiny(values: Tensor) -> bool:
-    """Whether no number is as large as a thousandth; most tensors tell by their first numbers."""
-    if float(values.flatten()[:64].abs().max()) >= 1e-3:
-        return False
-    return float(values.abs().max()) < 1e-3

@@ -7,6 +7,7 @@ self.heads)`` is seen, it is known which attributes the sizes are made of.
 """
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,6 +157,12 @@ def numbered(value: Any, holder: int, name: str) -> Any:
     return None
 
 
+PLAIN = frozenset(
+    {int, bool, float, str, dict, list, tuple, set, type(None), torch.Size, OrderedDict}
+)
+"""Types of attributes that have no attributes of their own."""
+
+
 def holders(model: nn.Module) -> dict[int, Any]:
     """The modules, and the plain objects that they hold (a configuration, say), by their identity."""
     found: dict[int, Any] = {}
@@ -164,6 +171,8 @@ def holders(model: nn.Module) -> dict[int, Any]:
             continue
         found[id(module)] = module
         for value in list(vars(module).values()):
+            if type(value) in PLAIN:
+                continue
             own = hasattr(value, "__dict__") and not isinstance(value, (type, Tensor, nn.Module))
             if own and not callable(value) and type(value).__module__.partition(".")[0] != "torch":
                 found[id(value)] = value

@@ -12,12 +12,16 @@ from rarefy.errors import described
 from rarefy.graph.coupling import Coupling
 from rarefy.graph.decisions import Deciding, Following, difference
 from rarefy.graph.groups import Group
-from rarefy.graph.masked import masked_outputs, outputs_with, shake
+from rarefy.graph.masked import masked_outputs, outputs_with
+from rarefy.graph.numbers import Attribute
+from rarefy.graph.smaller import smaller
+from rarefy.graph.stand_ins import shake
 from rarefy.graph.surgery import apply, plan, sliced
 from rarefy.graph.unfused import forget
 from rarefy.task import Inputs
 
 TOLERANCE = 1e-4
+WRONG_SHAPE = "the cut network gives another shape"
 WRONG_SIZE = "a size that the code computes can't be made right"
 Cuts = Sequence[tuple[Group, Tensor]]
 
@@ -48,7 +52,8 @@ def cut(
         model: the one that was coupled; changed in place. Afterwards `coupling` no longer fits it.
         coupling: what `couple` found.
         cuts: groups with the numbers of the units to take, see `Coupling.even`.
-        example: the batch that it was coupled with.
+        example: the batch that it was coupled with. Where the network takes the same path for one smaller
+            image, outputs are compared on that, and shapes on the example.
 
     Returns:
         What was cut, and the groups that were left alone because no proof was found: their cut network
@@ -61,7 +66,7 @@ def cut(
     model.eval()
     outcome = Outcome(barriers=coupling.barrier_lines)
     try:
-        search = Search(model, coupling, example, outcome)
+        search = Search(model, coupling, example, outcome, smaller(example))
         chosen: Cuts = list(cuts)
         while chosen:
             bad = search.failing(chosen, keep=True)
@@ -82,12 +87,14 @@ class Search:
     Attributes:
         model, coupling, example: see `cut`.
         outcome: what was found so far.
+        trial: what both networks run on: a smaller batch, or the example if that can't be.
     """
 
     model: nn.Module
     coupling: Coupling
     example: Inputs
     outcome: Outcome
+    trial: Inputs
 
     def failing(self, chosen: Cuts, keep: bool = False) -> set[int]:
         """The families that fail.
@@ -119,11 +126,28 @@ class Search:
         if wired and not keep:
             return WRONG_SIZE
         self.outcome.spared |= {g.name: WRONG_SIZE for g in wired}
+        reason = self.judged(removed, values, keep)
+        if reason is not None and self.trial is not self.example:
+            self.trial = self.example  # the network may not allow a smaller one
+            reason = self.judged(removed, values, keep)
+        if reason is None and keep:
+            self.outcome.cut = {g.name: len(units) for g, units in left}
+        return reason
+
+    def judged(self, removed: Tensor, values: dict[Attribute, int], keep: bool) -> str | None:
+        """Why the cut network is not the zeroed one, or None; only then it may stay.
+
+        Args:
+            removed: which labels go, shape (count + 1,).
+            values: new values of attributes.
+            keep: whether a cut that is proven stays.
+        """
         shaken = shake(self.model)
         book, decisions = self.coupling.book, Deciding()
+        path = None if self.trial is self.example else book.path
         try:
             with decisions if book.decides else nullcontext():
-                expected = masked_outputs(self.model, book, removed, self.example, shaken)
+                expected = masked_outputs(self.model, book, removed, self.trial, shaken, path)
         except Exception as error:  # whatever the network's own code may raise
             return f"the zeroed network fails: {described(error)}"
         undo = apply(self.model, self.coupling, removed, values)
@@ -132,16 +156,17 @@ class Search:
             kept = book.kept(removed)
             small = {n: sliced(t, kept.get(n, {})) for n, t in shaken.items()}
             with Following(decisions.taken, TOLERANCE) if book.decides else nullcontext():
-                found = outputs_with(self.model, small, self.example)
+                found = outputs_with(self.model, small, self.trial)
             reason = self.disagreement(found, expected)
+            if reason is None and path is not None:
+                found = outputs_with(self.model, {}, self.example)
+                reason = WRONG_SHAPE if [t.shape for t in found] != book.shapes else None
             proven = reason is None
         except Exception as error:  # whatever the network's own code may raise
             reason = f"the cut network fails: {described(error)}"
         finally:
             if not (proven and keep):
                 undo.back()
-        if proven and keep:
-            self.outcome.cut = {g.name: len(units) for g, units in left}
         return reason
 
     def disagreement(self, found: list[Tensor], expected: list[Tensor]) -> str | None:
@@ -149,7 +174,7 @@ class Search:
         if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
             return "the network gives NaN or infinity with its channels zeroed"
         if [t.shape for t in found] != [t.shape for t in expected]:
-            return "the cut network gives another shape"
+            return WRONG_SHAPE
         off = max((difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
         if not off <= TOLERANCE:
             return f"the cut network differs from the zeroed one by {off:.2g} of its range"

@@ -167,6 +167,10 @@ def own_objects(
 
 def sliced(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     """The entries of a tensor at the positions that stay along some axes."""
+    if {0, 1} <= kept.keys():  # rows and columns at once: what is big is copied once
+        rows, columns = (kept[axis].to(tensor.device) for axis in (0, 1))
+        tensor = tensor[rows.unsqueeze(1), columns]
+        kept = {axis: stays for axis, stays in kept.items() if axis > 1}
     for axis, stays in kept.items():
         tensor = tensor.index_select(axis, stays.to(tensor.device))
     return tensor

@@ -29,8 +29,10 @@ def forget(model: nn.Module) -> None:
 
     Attention biases, say, are looked up once and kept until the mode changes.
     """
-    was = [(module, module.training) for module in model.modules()]
-    model.train()
-    model.eval()
-    for module, mode in was:
-        module.training = mode
+    for holder in model.modules():
+        if type(holder).train is not nn.Module.train:  # nobody else notices a change of mode
+            was = [(module, module.training) for module in holder.modules()]
+            holder.train()
+            holder.eval()
+            for module, mode in was:
+                module.training = mode
