@@ -8,7 +8,7 @@ TASK is classification, segmentation, detection, video or optical_flow.
 Each model runs in a process of its own, which has a limit of CPU time. It passes if half of its channels go
 and it then runs, keeps its output's shapes, has at least a quarter fewer parameters, was proven against the
 zeroed network and trains one step; with --export what gives one table of logits must also agree with ONNX
-Runtime. Weights are random.
+Runtime. Weights are random; the training step takes two images, everything else the first.
 The last columns are CPU seconds of one core for finding the groups, and for finding, proving and cutting.
 timm and transformers are found if they are installed. Rows are kept in .cache/coverage; with --resume a
 model that has one there is not run again.
@@ -70,10 +70,11 @@ def judge(name: str, export: bool) -> dict[str, Any]:
 
     from rarefy.graph.coupling import couple
     from rarefy.graph.proof import cut
-    from rarefy.task import call, tensors_of
+    from rarefy.task import call, first_example, tensors_of
 
     torch.set_num_threads(1)
-    model, example = build(name)
+    model, several = build(name)
+    example = first_example(several) if isinstance(several, torch.Tensor) else several
     model.eval()
     with torch.no_grad():
         shapes = [tuple(t.shape) for t in tensors_of(call(model, example))]
@@ -111,7 +112,7 @@ def judge(name: str, export: bool) -> dict[str, Any]:
         row["exported"] = parity.passed
         if not parity.passed:
             return row | {"failure": f"ONNX Runtime is off by {parity.max_relative:.2g}"}
-    train_once(model, example, name)
+    train_once(model, several, name)
     return row | {"failure": None}
 
 
