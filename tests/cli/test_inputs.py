@@ -129,9 +129,12 @@ def test_weights_that_can_not_be_used(here: Path, weights: Path) -> None:
 
 
 def test_what_is_no_network_any_more(here: Path, result: Path) -> None:
-    for model in (result, result / "model.rfy", result / "model.onnx"):
-        found = refused(here, str(model), "digits")
-        assert f"'{model}' is an exported program without a network to change" in found
+    assert f"'{result}' is a result's folder; name the .onnx file" in refused(
+        here, str(result), "digits"
+    )
+    (here / "cut.onnx").write_bytes((result / "model.onnx").read_bytes()[:700])
+    assert "'cut.onnx' is no readable ONNX file" in refused(here, "cut.onnx", "digits")
+    assert "'absent.onnx' is no readable ONNX file" in refused(here, "absent.onnx", "digits")
 
 
 def test_training_that_can_not_work(here: Path) -> None:

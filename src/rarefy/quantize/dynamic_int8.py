@@ -60,10 +60,7 @@ class DynamicInt8(Step):
         linear = [layer for layer in sharing if is_linear(layer)]
         tables = [layer for layer in chosen.layers if is_embedding(layer.module)]
         if not linear and not tables and not chosen.recurrent:
-            raise RecipeError(
-                f"dynamic-int8 finds no linear layer, embedding or recurrent layer in the "
-                f"{type(model).__name__} with layers={self.layers!r}; use static-int8 for convolutions"
-            )
+            refuse_convolutions(model, context)
         loops = self.rounding(model, linear, chosen.recurrent, context)
         # biases stay float: their steps may be as coarse as they like
         scales = {layer.name: math.inf for layer in (*linear, *loops)}
@@ -97,6 +94,25 @@ class DynamicInt8(Step):
                 f"{context.runtime} has no integer kernel that could take their place"
             )
         return loops
+
+
+def refuse_convolutions(model: nn.Module, context: Context) -> None:
+    """Notes that nothing was selected that could be rounded.
+
+    Raises:
+        RecipeError: the network holds nothing of the kind.
+    """
+    every = choose(model)
+    if not every.recurrent and not any(
+        is_linear(layer) or is_embedding(layer.module) for layer in every.layers
+    ):
+        raise RecipeError(
+            f"dynamic-int8 finds no linear layer, embedding or recurrent layer in the "
+            f"{type(model).__name__}; use static-int8 for convolutions"
+        )
+    context.record.setdefault("notes", []).append(
+        "dynamic-int8 was given convolutions alone, which stay float; static-int8 rounds them"
+    )
 
 
 def is_linear(layer: Layer) -> bool:

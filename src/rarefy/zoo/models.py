@@ -16,7 +16,7 @@ from rarefy.zoo.tensors import load_weights
 if TYPE_CHECKING:
     from torch import nn
 
-KINDS = "zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR-or-id, path/file.py:callable"
+KINDS = "zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR-or-id, path/file.py:callable, file.onnx"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -70,9 +70,7 @@ def split_spec(spec: str) -> tuple[str, str]:
         return "file", spec
     if path.is_dir():
         return "directory", spec
-    raise ModelError(
-        f"'{spec}' names no model; write {KINDS}, a .rfy or .onnx file, or a result's folder"
-    )
+    raise ModelError(f"'{spec}' names no model; write {KINDS}, file.rfy, or a result's folder")
 
 
 def zoo_entry(name: str) -> Entry:
@@ -95,7 +93,8 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
 
     Args:
         spec: ``zoo:lenet5``, ``zoo:lenet5@mnist`` (trained), ``torchvision:resnet18`` (random weights, or
-            those of `weights`), ``timm:mobilenetv3_small_050``, ``hf:folder``, ``path/file.py:callable``.
+            those of `weights`), ``timm:mobilenetv3_small_050``, ``hf:folder``, ``path/file.py:callable``,
+            ``file.onnx``.
         weights: a .safetensors or .rfy file, or a PyTorch file that holds tensors only.
 
     Raises:
@@ -108,11 +107,10 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
         "timm": from_timm,
         "hf": from_hub,
         "python": from_python,
+        "file": from_onnx,
     }
     if kind not in builders:
-        raise ModelError(
-            f"'{spec}' is an exported program without a network to change; write {KINDS}"
-        )
+        raise ModelError(f"'{spec}' is a result's folder; name the .onnx file in it, or {KINDS}")
     model = builders[kind](rest)
     from torch import nn
 
@@ -164,6 +162,14 @@ def from_timm(name: str) -> "nn.Module":
     if name not in timm.list_models():
         raise ModelError(f"timm has no model '{name}'{nearest(name, timm.list_models())[:200]}")
     return timm.create_model(name, pretrained=False)
+
+
+def from_onnx(name: str) -> "nn.Module":
+    """The network of an ONNX file, or of a .rfy file that holds one."""
+    from rarefy.zoo.onnx_graph import build
+    from rarefy.zoo.onnx_source import read_source
+
+    return build(read_source(Path(name)))
 
 
 def from_hub(name: str) -> "nn.Module":
