@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in memory: preparation, augmentation, splits, and what does not fit together."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from rarefy.errors import TaskError
-from rarefy.zoo.images import ImageDataset, Images, Preparation, image_task, loader, random_crop
+from rarefy.zoo.images import (
+    ImageDataset,
+    Images,
+    Preparation,
+    decode,
+    image_task,
+    loader,
+    random_crop,
+)
 
 DRAW = np.random.default_rng(0)
 PLAIN = Preparation(mean=(0.5,), std=(0.25,))
@@ -111,3 +121,9 @@ def test_what_does_not_fit_together() -> None:
         Images(np.zeros((0, 2, 2), np.uint8), np.zeros(0))
     with pytest.raises(TaskError, match="task 't' names 2 classes but has a label 2"):
         image_task("t", None, gray(classes=3), PLAIN, ("a", "b"))
+
+
+def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(TaskError, match=r"'a.jpg' needs pillow: pip install 'rarefy\[vision\]'"):
+        decode(b"", source="a.jpg")

@@ -49,9 +49,12 @@ def decode(
     """An image file as RGB (H, W, 3); the short side becomes `size`, then the centre `crop` is taken.
 
     Raises:
-        TaskError: the data are no whole image; names the `source`.
+        TaskError: the data are no whole image, which names the `source`; or there is no decoder.
     """
-    from PIL import Image
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise TaskError(f"'{source}' needs pillow: pip install 'rarefy[vision]'") from None
 
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB")
