@@ -307,3 +307,27 @@ def test_half_precision_and_double() -> None:
         outcome = cut(model, coupling, half(coupling), ROW.to(dtype))
         assert outcome.cut == {"0": 4}
         assert model[0].weight.dtype is dtype
+
+
+class Ranked(nn.Module):
+    """Sorts along the channels of its first layer, looks at none of the second's, and gives the third's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(5, 5) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).sort(-1).values + self.b(x)
+        return self.d(self.c(y).relu())
+
+
+def test_layers_that_are_kept_whole_are_told_with_the_reason() -> None:
+    found = couple(Ranked(), torch.randn(2, 5), keep=["c"])
+    assert found.groups == ()
+    assert found.whole == {
+        "a.weight": "sort needs them all",
+        "b.weight": "add needs them all",
+        "c.weight": "the settings keep them",
+    }
+    assert "all channels of a.weight stay: sort needs them all" in found.barrier_lines
+    assert couple(Ranked(), torch.randn(2, 5)).whole.keys() == {"a.weight", "b.weight"}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rarefy.errors import ModelError, described
 from rarefy.graph.book import Book
 from rarefy.graph.families import even, steps
-from rarefy.graph.follow import follow
+from rarefy.graph.follow import OUTPUT, follow
 from rarefy.graph.groups import Group, groups_of
 from rarefy.graph.labels import FIXED
 from rarefy.graph.sizes import Wired
@@ -56,8 +56,22 @@ class Coupling:
 
     @property
     def barrier_lines(self) -> list[str]:
-        """The barriers as a report tells them."""
-        return [f"{what} ({n} times)" for what, n in self.barriers.items()]
+        """The barriers, and the layers that are kept whole, as a report tells them."""
+        lines = [f"{what} ({n} times)" for what, n in self.barriers.items()]
+        return lines + [f"all channels of {name} stay: {why}" for name, why in self.whole.items()]
+
+    @property
+    def whole(self) -> dict[str, str]:
+        """Parameters none of whose output channels can go → why, but for those that the network gives."""
+        labels = self.book.labels
+        found = {}
+        for (name, axis), role in self.book.roles.items():
+            own = self.book.parameters[name][axis]
+            if role == "out" and len(own) > 1 and not bool(labels.free[own].any()):
+                reason = labels.reason_for(own)
+                if reason not in ("", OUTPUT):
+                    found[name] = reason if " " in reason else f"{reason} needs them all"
+        return found
 
     def even(self, counts: dict[str, int]) -> dict[str, int]:
         """The nearest numbers of units to take, group by group, that the network's code allows."""
@@ -150,6 +164,7 @@ def stuck_families(groups: Sequence[Group]) -> set[int]:
 
 def hold(book: Book, patterns: list[str]) -> None:
     """Fixes what the parameters give whose names, or whose modules' names, match a glob."""
+    book.labels.reason = "the settings keep them"
     for name, axes in book.parameters.items():
         module = name.rpartition(".")[0]
         if any(fnmatchcase(name, p) or fnmatchcase(module, p) for p in patterns):

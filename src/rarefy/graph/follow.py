@@ -35,6 +35,7 @@ class Operators(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         self.book.path = hash((self.book.path, name))
+        self.book.labels.reason = name
         if counts_positions(name, func, args):
             self.book.ran += 1
             if fields := self.book.fields(first_tensor(args)):
@@ -70,6 +71,8 @@ class Operators(TorchDispatchMode):
         self.book.put(tensor, found)
 
 
+OUTPUT = "the network gives them"
+UNREAD = "nothing that ran reads them"
 REFORMED = {"as_strided_", "squeeze_", "unsqueeze_", "transpose_", "t_"}
 
 
@@ -136,6 +139,7 @@ def follow(model: nn.Module, example: Inputs) -> tuple[Book, list[Wired], dict[i
         if unread(model, book):
             run_in_training(model, example, functions)
         book.path = path
+    book.labels.reason = UNREAD
     for name in unread(model, book):
         for labels in book.parameters[name]:
             book.labels.fix(labels)
@@ -154,6 +158,7 @@ def run(model: nn.Module, example: Inputs, functions: Functions) -> list[Tensor]
             f"the network returns no tensor but a {type(result).__name__}; return tensors, or tuples, "
             "dictionaries or dataclasses of them"
         )
+    functions.book.labels.reason = OUTPUT
     functions.book.fix(*outputs)
     return outputs
 

@@ -15,6 +15,9 @@ from torch import Tensor
 FIXED = -1
 """The label of a position that can't be cut."""
 
+UNKNOWN = 2**31
+"""Stands for no reason."""
+
 
 @dataclass(eq=False)
 class Block:
@@ -56,7 +59,10 @@ class Labels:
 
     Attributes:
         count: of labels.
-        pairs, kept: labels that are united, or fixed, at the next `flush`.
+        pairs, kept: labels that are united, or fixed with a reason, at the next `flush`.
+        reason: why labels that are fixed now are fixed.
+        reasons: all reasons so far, with a number each.
+        why: number of the first reason for which a label's class is fixed, shape (count,), after `flush`.
         blocks: grids that must stay rectangular.
         roots: the class of every label, named by one of its labels, shape (count,), after `flush`.
         free: whether a label's class may be cut, shape (count,), after `flush`.
@@ -65,7 +71,10 @@ class Labels:
     def __init__(self) -> None:
         self.count = 0
         self.pairs: list[tuple[Tensor, Tensor]] = []
-        self.kept: list[Tensor] = []
+        self.kept: list[tuple[Tensor, int]] = []
+        self.reason = ""
+        self.reasons: dict[str, int] = {}
+        self.why = torch.arange(0)
         self.blocks: list[Block] = []
         self.roots = torch.arange(0)
         self.free = torch.ones(0, dtype=torch.bool)
@@ -86,11 +95,19 @@ class Labels:
             self.pairs.append((a, b))
         else:
             self.pairs.append((a[free], b[free]))
-            self.kept += [a[~free], b[~free]]
+            self.fix(a[~free])
+            self.fix(b[~free])
 
     def fix(self, labels: Tensor) -> None:
         """Forbids to cut these."""
-        self.kept.append(labels.reshape(-1))
+        number = self.reasons.setdefault(self.reason, len(self.reasons))
+        self.kept.append((labels.reshape(-1), number))
+
+    def reason_for(self, labels: Tensor) -> str:
+        """The first reason for which some of these labels are fixed; empty if none is."""
+        labels = labels[labels != FIXED]
+        number = int(self.why[self.roots[labels]].min()) if len(labels) else UNKNOWN
+        return next((text for text, n in self.reasons.items() if n == number), "")
 
     def settle(self) -> None:
         """Chooses for every block the axis along which it is cut, and ties what must go together.
@@ -98,6 +115,7 @@ class Labels:
         The preferred axis is taken where anything can be cut along it, else the one that leaves the most
         units. A choice is seen by those that come after it, so that blocks of the same labels agree.
         """
+        self.reason = "whole rows or columns of a grid go, and not these"
         families: dict[object, list[Block]] = {}
         for block in self.blocks:
             families.setdefault(block.shared[1] if block.shared else block, []).append(block)
@@ -114,6 +132,7 @@ class Labels:
         self.flush()
         twin = copy.copy(self)
         twin.roots, twin.free = self.roots.clone(), self.free.clone()
+        twin.why, twin.reasons = self.why.clone(), dict(self.reasons)
         twin.pairs, twin.kept, twin.blocks = [], [], [copy.copy(b) for b in self.blocks]
         return twin
 
@@ -135,7 +154,7 @@ class Labels:
         """Brings `roots` and `free` up to date with what was united and fixed."""
         self.join()
         self.roots = self.find(torch.arange(self.count))
-        self.free = self.free[self.roots]
+        self.free, self.why = self.free[self.roots], self.why[self.roots]
 
     def find(self, labels: Tensor) -> Tensor:
         """The classes of labels; those of the last `join` are found by following their roots' roots."""
@@ -150,16 +169,22 @@ class Labels:
             new = torch.arange(len(self.roots), self.count)
             self.roots = torch.cat([self.roots, new])
             self.free = torch.cat([self.free, torch.ones(len(new), dtype=torch.bool)])
+            self.why = torch.cat([self.why, torch.full((len(new),), UNKNOWN)])
         if self.pairs:
             a, b = (self.find(torch.cat(side)) for side in zip(*self.pairs, strict=True))
             nodes, places = torch.cat([a, b]).unique(return_inverse=True)
             joined = components(len(nodes), places[: len(a)], places[len(a) :])
             self.roots[nodes] = nodes[joined]
             self.free[nodes[joined[~self.free[nodes]]]] = False
+            self.why.scatter_reduce_(0, nodes[joined], self.why[nodes], "amin")
             self.pairs = []
         if self.kept:
-            fixed = torch.cat(self.kept)
-            self.free[self.find(fixed[fixed != FIXED])] = False
+            fixed = torch.cat([labels for labels, _ in self.kept])
+            whys = torch.tensor([why for _, why in self.kept])
+            whys = whys.repeat_interleave(torch.tensor([len(labels) for labels, _ in self.kept]))
+            classes = self.find(fixed[fixed != FIXED])
+            self.free[classes] = False
+            self.why.scatter_reduce_(0, classes, whys[fixed != FIXED], "amin")
             self.kept = []
 
     def tie(self, block: Block, axis: int) -> None:
