@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training from scratch, with images that grow meanwhile."""
+"""Training from scratch."""
 
 import pytest
 import torch
@@ -7,27 +7,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rarefy.errors import TaskError
-from rarefy.loops.fit import GROWN, fit, shrink
+from rarefy.loops.fit import fit
 from rarefy.loops.optimise import Training
 from rarefy.measure.quality import evaluate
 from rarefy.task import Task
-
-
-@pytest.mark.parametrize(("progress", "side"), [(0.0, 16), (GROWN / 2, 24), (GROWN, 32), (1.0, 32)])
-def test_images_grow(progress: float, side: int) -> None:
-    x = torch.ones(2, 3, 32, 32)
-    found = shrink(x, progress, 0.5)
-    assert found.shape == (2, 3, side, side)
-    assert torch.allclose(found, torch.ones(()))
-
-
-def test_other_inputs_are_left_alone() -> None:
-    x = torch.randn(2, 3, 8, 8)
-    assert shrink(x, 0.0, 1.0) is x
-    features = torch.randn(2, 8)
-    assert shrink(features, 0.0, 0.5) is features
-    pair = (x, x)
-    assert shrink(pair, 0.0, 0.5) is pair
 
 
 def test_a_network_learns_its_task(digits: tuple[nn.Module, Task]) -> None:

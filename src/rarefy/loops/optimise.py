@@ -30,6 +30,7 @@ class Training:
         patience: epochs without a better validation metric after which the best weights are returned.
         precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` mixed precision, through Accelerate.
         state_bits: of the optimiser's moments, 32, or 8 in blocks (`rarefy.loops.eight_bit`).
+        resolution: share of the size at which images start to grow (`rarefy.loops.resizing`); 1: full size.
     """
 
     epochs: int = 10
@@ -44,6 +45,7 @@ class Training:
     patience: int | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     state_bits: Literal[8, 32] = 32
+    resolution: float = 1.0
 
 
 def build_optimiser(parameters: Iterable[Tensor], settings: Training) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from rarefy.errors import ModelError, TaskError
 from rarefy.loops.memory_format import channels_last
 from rarefy.loops.optimise import Average, Training, build_optimiser, rate_factor
 from rarefy.loops.progress import bar
+from rarefy.loops.resizing import resized
 from rarefy.loops.state import Run, Watch, conclude, finish_epoch
 from rarefy.task import Inputs, move, split
 
@@ -104,6 +105,7 @@ def train(
                 settle(inputs)
                 progress = min((run.epoch + index / total) / settings.epochs, 1.0)
                 descent.set_rate(progress + 0.5 / total / settings.epochs)
+                inputs = resized(inputs, progress, settings.resolution)
                 batch = Batch(descent.model, inputs, targets, run.epoch, progress)
                 yield batch
                 losses += descent.step(batch, watch.label)

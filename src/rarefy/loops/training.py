@@ -42,7 +42,7 @@ class TrainedStep(DescentStep):
 
     Attributes:
         epochs, rate, schedule, warmup, weight_decay, momentum, clip: as of every step that trains.
-        optimiser, average, patience, precision, state_bits: see `rarefy.loops.optimise.Training`.
+        optimiser, average, patience, precision, state_bits, resolution: see `rarefy.loops.optimise.Training`.
     """
 
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -50,6 +50,7 @@ class TrainedStep(DescentStep):
     patience: Count | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     state_bits: Literal[8, 32] = 32
+    resolution: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)

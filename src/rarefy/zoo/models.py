@@ -28,17 +28,15 @@ class Entry:
         where: ``module:class``.
         arguments: of its constructor.
         training: fields of `Training` that serve it well from scratch.
-        resolution: smallest share of the image size at the start of that training; 1 for none.
     """
 
     where: str
     arguments: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    resolution: float = 1.0
 
 
 PLAIN = {"epochs": 12, "rate": 0.02, "warmup": 0.1, "weight_decay": 5e-4}
-RESIDUAL = {"epochs": 14, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4}
+RESIDUAL = {"epochs": 14, "rate": 0.2, "warmup": 0.15, "weight_decay": 5e-4, "resolution": 0.5}
 ZOO: dict[str, Entry] = {
     "digits-net": Entry(
         "rarefy.zoo.lenet:DigitsNet", training={**PLAIN, "epochs": 40, "rate": 0.05}
@@ -48,7 +46,7 @@ ZOO: dict[str, Entry] = {
     "small-vgg": Entry("rarefy.zoo.vgg:SmallVGG", training={**PLAIN, "rate": 0.1}),
     "small-vgg-gray": Entry("rarefy.zoo.vgg:SmallVGG", {"channels": 1}, {**PLAIN, "rate": 0.1}),
     **{
-        f"resnet{depth}": Entry("rarefy.zoo.resnet:CifarResNet", {"depth": depth}, RESIDUAL, 0.5)
+        f"resnet{depth}": Entry("rarefy.zoo.resnet:CifarResNet", {"depth": depth}, RESIDUAL)
         for depth in (8, 20, 32, 44, 56, 110)
     },
 }

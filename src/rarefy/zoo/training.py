@@ -49,9 +49,7 @@ def train_from_scratch(
     judge = accuracy_watch(data) if data.validation is not None and data.labelled else None
     watch = Watch(f"train {model}", judge, data.metric.higher_is_better, folder=folder, aloud=True)
     wall, processor = time.monotonic(), time.process_time()
-    fit(
-        network, data, settings, seed=seed, smallest=entry.resolution if entry else 1.0, watch=watch
-    )
+    fit(network, data, settings, seed=seed, watch=watch)
     minutes, spent = (time.monotonic() - wall) / 60, (time.process_time() - processor) / 60
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
