@@ -232,3 +232,26 @@ def test_weights_that_are_computed_need_no_special_case(how: str) -> None:
     halves_and_agrees(model, x)
     assert model.weight.shape == (3, 5)
     assert model.scale.shape == (3, 1)
+
+
+class Cropped(nn.Module):
+    """Looks at boxes in a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.picture, self.box = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchvision.ops import roi_align
+
+        boxes = [torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 5.0, 5.0]])] * len(x)
+        crops = roi_align(self.picture(x), boxes, (2, 2), sampling_ratio=2)
+        return self.box(crops.flatten(1))
+
+
+def test_channels_of_boxes_are_those_of_the_picture() -> None:
+    model, x = Cropped(), torch.randn(IMAGE)
+    expected = {"picture.weight:0": 8, "picture.bias:0": 8, "box.weight:1": 32}
+    assert seen(model, x) == {"picture": (8, expected)}
+    halves_and_agrees(model, x)

@@ -134,3 +134,23 @@ def test_one_attribute_for_two_groups_ties_their_sizes_not_their_units() -> None
     assert coupling.even({"a": 2}) == {"a": 1, "b": 1}
     halves_and_agrees(model, X)
     assert model.heads == 2
+
+
+class Correlated(nn.Module):
+    """Products of all pairs of rows, divided by the root of how many channels they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.rows, self.last = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rows(self.hidden(x).relu())
+        _, _, channels = y.shape
+        return self.last(y @ y.transpose(1, 2) / torch.sqrt(torch.tensor(channels)))
+
+
+def test_channels_whose_number_is_a_value_stay() -> None:
+    x = torch.randn(2, 5, 4)
+    assert seen(Correlated(), x).keys() == {"hidden"}
+    halves_and_agrees(Correlated(), x)

@@ -154,7 +154,7 @@ def grouped(
     "upsample_trilinear3d", "upsample_nearest3d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "grid_sampler_2d", "_adaptive_avg_pool1d",
     "adaptive_max_pool3d", "adaptive_max_pool1d", "_upsample_nearest_exact2d",
-    "col2im", "im2col",
+    "col2im", "im2col", "roi_align", "roi_pool",
 )  # fmt: skip
 def pooled(book: Book, run: Run) -> None:
     """Works in space; what varies over channels alone stays as it is."""

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from rarefy.graph.book import Book
 from rarefy.graph.fields import Fields, axes_of
-from rarefy.graph.numbers import Number
+from rarefy.graph.numbers import Extent, Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +136,25 @@ def add_labels(book: Book, out: Tensor, axis: int) -> None:
     book.put(out, (*book.fields(out), labels.reshape(shape)))
 
 
+@constraint("tensor", "as_tensor", "scalar_tensor")
+def valued(book: Book, wired: list[Wired], func: Any, args: Any, kwargs: Any) -> Any:
+    """A size that becomes a value, to divide by its root say, keeps the positions that it counts."""
+    for value in tree_leaves(args):
+        if isinstance(value, Number):
+            for source in value.sources:
+                if isinstance(source, Extent):
+                    keep_fields(book, source.fields, source.axis)
+    return book.run(func, args, kwargs)
+
+
 def keep_along(book: Book, x: Tensor, axis: int) -> None:
     """A place that is named by its number keeps the positions along the axis."""
-    for labels in book.fields(x):
+    keep_fields(book, book.fields(x), axis)
+
+
+def keep_fields(book: Book, fields: Fields, axis: int) -> None:
+    """No position along an axis can be cut."""
+    for labels in fields:
         if axes_of(labels) == (axis,):
             book.labels.fix(labels)
         elif labels.shape[axis] > 1:
