@@ -3,12 +3,14 @@
 
     python benchmarks/channels.py --data DIR [--model zoo:resnet20@cifar10] [--task cifar10:{data}]
         [--macs 0.476] [--criteria l1 taylor …] [--allocation global] [--per unit] [--epochs 6]
-        [--distil 0.7] [--rate 0.02] [--examples 1024] [--seed 0] [--json]
+        [--distil 0.7] [--rate 0.02] [--resolution 1] [--examples 1024] [--seed 0] [--json]
+        [--out out/channels]
 
 DIR holds the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`). Every network is cut to the share of
 multiply-accumulates, its batch norms are measured anew, and it is trained on labels and the original's
 answers; accuracies are those of the test set. Latency is of a batch of one in ONNX Runtime, all networks in
-turns in one session of measurement at the end, as a share of the baseline's with quartiles.
+turns in one session of measurement at the end, as a share of the baseline's with quartiles. Finished rows are
+kept under `--out`, so that the table can be made in parts.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +64,34 @@ class Setting:
     seed: int
     per: str
     allocation: str
+    resolution: float
+    out: Path
+
+    def kept(self, criterion: str) -> Path:
+        """Where a row is kept, without its suffix."""
+        parts = [
+            criterion,
+            self.share,
+            self.epochs,
+            self.rate,
+            self.alpha,
+            self.examples,
+            self.seed,
+        ]
+        parts += [self.per, self.allocation, self.resolution]
+        return self.out / "-".join(f"{p:.4g}" if isinstance(p, float) else str(p) for p in parts)
+
+
+def kept_row(criterion: str, setting: Setting) -> tuple[dict[str, Any], Path]:
+    """A row and its exported network, made now if it is not there."""
+    path = setting.kept(criterion)
+    program, record = path.with_name(path.name + ".onnx"), path.with_name(path.name + ".json")
+    if not record.is_file():
+        row, network = row_of(criterion, setting)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.write_bytes(export_onnx(network, setting.task.example).SerializeToString())
+        record.write_text(json.dumps(row))
+    return json.loads(record.read_text()), program
 
 
 def row_of(criterion: str, setting: Setting) -> tuple[dict[str, Any], nn.Module]:
@@ -81,7 +112,9 @@ def row_of(criterion: str, setting: Setting) -> tuple[dict[str, Any], nn.Module]
     reestimate_norms(network, setting.task, setting.examples)
     norms = evaluate(network, setting.task, label=f"{criterion}: norms").value
     seconds = time.monotonic() - started
-    training = Training(setting.epochs, setting.rate, weight_decay=1e-4)
+    training = Training(
+        setting.epochs, setting.rate, weight_decay=1e-4, resolution=setting.resolution
+    )
     repair(network, context, training, alpha=setting.alpha, label=f"{criterion}: repair")
     return {
         "criterion": criterion,
@@ -95,10 +128,10 @@ def row_of(criterion: str, setting: Setting) -> tuple[dict[str, Any], nn.Module]
     }, network
 
 
-def timed(networks: dict[str, nn.Module], task: Task) -> dict[str, Any]:
+def timed(networks: dict[str, Any], task: Task) -> dict[str, Any]:
     """Every network's latency beside the baseline's."""
     one = first_example(task.example)
-    programs = {n: OnnxRuntime(export_onnx(m, task.example)) for n, m in networks.items()}
+    programs = {n: OnnxRuntime(proto) for n, proto in networks.items()}
     return dict(latency(programs, one, rounds=60, budget=120.0))
 
 
@@ -133,9 +166,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--distil", type=float, default=0.7, metavar="ALPHA")
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--resolution", type=float, default=1.0)
     parser.add_argument("--examples", type=int, default=1024)
     parser.add_argument("--batches", type=int, help="use only so many batches of each role")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/channels"))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     model = load_model(given.model)
@@ -143,12 +178,13 @@ def main() -> None:
     task = task if given.batches is None else shortened(task, given.batches)
     setting = Setting(
         model, task, given.macs, given.epochs, given.rate, given.distil, given.examples,
-        given.seed, given.per, given.allocation,
+        given.seed, given.per, given.allocation, given.resolution, given.out,
     )  # fmt: skip
     baseline = {"accuracy": evaluate(model, task).value, "epochs": given.epochs}
-    rows, networks = [], {"baseline": model}
+    rows, networks = [], {"baseline": export_onnx(model, task.example)}
     for criterion in given.criteria:
-        row, networks[criterion] = row_of(criterion, setting)
+        row, program = kept_row(criterion, setting)
+        networks[criterion] = program
         rows.append(row)
         print(criterion, {k: v for k, v in row.items() if k != "criterion"}, file=sys.stderr)
     times = timed(networks, task)
