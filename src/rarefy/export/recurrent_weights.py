@@ -141,9 +141,9 @@ def stored(graph: Any, old: Any, array: Any, place: int) -> Any:
     cast = old.producer()
     source = old if cast is None else cast.inputs[0]
     name = source.name if source.name.rpartition(".")[0] else f"{source.name}.{place}"
-    held = onnx_ir.tensor(np.ascontiguousarray(array), name=name)
+    held, shape = onnx_ir.tensor(np.ascontiguousarray(array), name=name), onnx_ir.Shape(array.shape)
     value = onnx_ir.Value(
-        name=name, type=onnx_ir.TensorType(held.dtype), shape=held.shape, const_value=held
+        name=name, type=onnx_ir.TensorType(held.dtype), shape=shape, const_value=held
     )
     graph.initializers.pop(name, None)
     graph.initializers[name] = value

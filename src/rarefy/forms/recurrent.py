@@ -13,8 +13,6 @@ from rarefy.forms.dynamic import dynamic_quantize
 from rarefy.forms.grid import from_codes
 from rarefy.forms.shadow import find
 
-SETTINGS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
-
 
 @torch.library.custom_op("rarefy::dynamic_lstm", mutates_args=())
 def dynamic_lstm(
@@ -77,10 +75,11 @@ class Recurrent(nn.Module):
     def __init__(self, layer: nn.RNNBase, dynamic: bool = False) -> None:
         super().__init__()
         self.kind = layer.mode.lower()
-        for name in SETTINGS:
-            setattr(self, name, getattr(layer, name))
+        self.input_size, self.hidden_size = layer.input_size, layer.hidden_size
+        self.num_layers, self.bias = layer.num_layers, layer.bias
+        self.batch_first, self.bidirectional = layer.batch_first, layer.bidirectional
         self.dropout = float(layer.dropout)
-        self.projected = layer.proj_size > 0
+        self.projected = layer.proj_size
         self.dynamic = dynamic and self.kind == "lstm" and not self.projected
         self.names = [name for names in layer._all_weights for name in names]
         for name in self.names:
@@ -120,7 +119,7 @@ class Recurrent(nn.Module):
     def zeros(self, x: Tensor) -> Any:
         """The state to start from."""
         batch = x.shape[0 if self.batch_first else 1]
-        width = self.weight_hr_l0.shape[0] if self.projected else self.hidden_size
+        width = self.projected or self.hidden_size
         h = x.new_zeros(self.num_layers * self.directions, batch, width)
         if self.kind != "lstm":
             return h
@@ -128,7 +127,7 @@ class Recurrent(nn.Module):
 
     def floats(self, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
         """Computed by torch's kernel."""
-        run = getattr(torch._VF, self.kind)  # type: ignore[attr-defined]
+        run = getattr(torch._VF, self.kind)
         y, *last = run(
             x, hx, [getattr(self, name) for name in self.names], self.bias, self.num_layers,
             self.dropout, self.training, self.bidirectional, self.batch_first,

@@ -102,5 +102,5 @@ class WeightOnly(Step):
         rows = in_groups(matrix, self.group_size)
         scale, zero_point = best_affine(rows, grid)
         codes = from_groups(to_codes(rows, scale, zero_point, grid, 0), matrix.shape).contiguous()
-        grids = (t.view(len(w), -1) for t in (scale, zero_point))
-        return codes, InGroups(*grids, self.group_size, grid, tuple(w.shape))
+        scale, zero_point = scale.view(len(w), -1), zero_point.view(len(w), -1)
+        return codes, InGroups(scale, zero_point, self.group_size, grid, tuple(w.shape))

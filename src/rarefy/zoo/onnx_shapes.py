@@ -184,7 +184,7 @@ def pad(
         return F.pad(x, around, value=float(value) if value is not None else how.get("value", 0.0))
     while len(around) > 2 and not any(around[-2:]):
         around = around[:-2]
-    return F.pad(x, around, mode={"edge": "replicate"}.get(mode, mode))
+    return F.pad(x, around, mode="replicate" if mode == "edge" else mode)
 
 
 def constant_of_shape(how: Attributes, sizes: Any) -> Any:
