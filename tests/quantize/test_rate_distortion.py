@@ -15,6 +15,7 @@ from rarefy.quantize.priced_rounding import (
     priced_codes,
     prices_of,
     round_column,
+    row_scales,
     step_for,
 )
 from rarefy.quantize.rate_distortion import RateDistortion, stored_bits
@@ -141,3 +142,36 @@ def test_embeddings_are_rounded_where_they_are_asked_for() -> None:
     with torch.no_grad():
         exact, near = Looked()(words), found(words)
     assert float((exact - near).square().mean()) < 0.05 * float(exact.var())
+
+
+def test_rows_that_matter_get_finer_steps_and_less_harm_in_the_same_bytes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 64, bias=False), nn.Linear(64, 64, bias=False))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.normal_(generator=generator)
+        model[1].weight *= torch.logspace(-2, 1, 64)  # columns: what the rows before them count
+    x = torch.randn(256, 40, generator=generator)
+    task = Task("noise", x[:4], train=list(x.split(64)), labelled=False)
+    harms, weights = [], 40 * 64 + 64 * 64
+    for by_row in (False, True):
+        context = Context(task, model, torch.device("cpu"), 0, {})
+        step = RateDistortion(bits=3.0, by_row=by_row, fold=False)
+        found = step.apply(copy.deepcopy(model), context)
+        bits = sum(8 * len(encode_tensor(x.weight.detach().numpy())) for x in select(found))
+        assert bits == pytest.approx(3.0 * weights, rel=0.1)
+        with torch.no_grad():
+            harm = float((model(x) - found(x)).square().mean())
+        harms.append(harm * 4 ** (bits / weights))  # a bit more quarters the harm
+    assert harms[1] < 0.7 * harms[0]
+
+
+def test_rows_count_alike_after_scaling() -> None:
+    _, H = made()
+    gain = torch.logspace(-2, 2, 16).unsqueeze(0)
+    sweep = prepare(H, gain)
+    scale = row_scales(sweep)
+    assert torch.equal(scale.log2(), scale.log2().round())
+    even = gain * scale**2
+    assert float(even.max() / even.min()) < 4.01
+    assert step_for(sweep, 1.0) == pytest.approx(step_for(prepare(H, even), 1.0), rel=0.1)

@@ -67,6 +67,17 @@ def step_for(sweep: Sweep, slope: float) -> float:
     return float(torch.exp(0.5 * (torch.tensor(6 * slope / 0.6931471805599453).log() - log)))
 
 
+def row_scales(sweep: Sweep) -> Tensor:
+    """What to divide rows by so that all count alike, (G, r): powers of two about their geometric mean.
+
+    A row's error counts g_r times what its columns do, 1 / U_jj²; equal harm asks for steps in proportion
+    to the inverse root. Limited to 1 / 32 to 32.
+    """
+    curvature = -2 * torch.log2(sweep.upper.diagonal(dim1=-2, dim2=-1).double()).mean(-1, True)
+    worth = torch.log2(sweep.gain.double().clamp(min=1e-30)) + curvature
+    return torch.exp2(((worth.mean() - worth) / 2).round().clamp(-5, 5)).float()
+
+
 def prices_of(codes: Tensor) -> Tensor:
     """Bits of the integers -LARGEST … LARGEST under their own smoothed, even law, (2 LARGEST + 1,)."""
     sizes = torch.bincount(codes.abs().flatten().clamp(max=LARGEST), minlength=LARGEST + 1).double()

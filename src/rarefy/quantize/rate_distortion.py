@@ -7,7 +7,7 @@ outputs to second order: second moments of a layer's inputs times, for each row,
 outputs' gradient along random directions. See `rarefy.quantize.priced_rounding` for the rounding itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from rarefy.quantize.priced_rounding import (
     prepare,
     priced_codes,
     prices_of,
+    row_scales,
     step_for,
 )
 from rarefy.quantize.priced_tables import round_table, table_harm, table_rate
@@ -48,6 +49,7 @@ ROWS = 96  # of a layer, on which they are tried
 DIRECTIONS = 64  # examples whose gradients are looked at
 ROUNDS = 3
 SLACK = 0.01
+FINEST = 1 << 21  # the largest code in terms of the finest step of a layer's rows
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class RateDistortion(Step):
         bits: that a weight shall take on average in the file, biases included.
         examples: of the calibration data that are looked at.
         damping: of the inputs' second moments, as a share of their mean.
+        by_row: whether rows of a layer have steps of their own, powers of two times the layer's, finer ones
+            where more depends on them. Transposed and turned layers have one step.
         trellis: whether weights are rounded to a trellis instead of a grid: fewer bytes for several
             times the time. Embeddings, transposed and turned layers stay on grids.
         fold: whether batch norms are folded into the layers first, so that they need no bits.
@@ -68,6 +72,7 @@ class RateDistortion(Step):
     bits: Annotated[float, Field(gt=0, le=9)] = 3.0
     examples: Count = 128
     damping: OpenFraction = 0.01
+    by_row: bool = True
     trellis: bool = False
     fold: bool = True
     layers: Patterns = "*"
@@ -121,37 +126,46 @@ class RateDistortion(Step):
 
     def rate(self, visit: Visit, energy: Tensor) -> Rate:
         """The bits that a sample of a layer's rows takes at several slopes."""
-        W = grouped(visit.matrix)
-        H, _ = moments_of(visit)
-        gain = row_gains(W, as_rows(visit.layer, energy), H)
+        W, sweep, scale, _ = self.weighed(visit, energy)
         by_group = max(1, W.shape[0] // ROWS)
         by_row = max(1, W.shape[0] * W.shape[1] // by_group // ROWS)
-        some, part = W[::by_group, ::by_row], gain[::by_group, ::by_row]
-        sweep = prepare(H[::by_group], part, self.damping)
-        unit = step_for(prepare(H, gain, self.damping), 1.0)
-        return tried_rate(
-            W, some.numel(), unit, lambda step, slope: coded(some, sweep, step, slope)
+        some, unit = W[::by_group, ::by_row], step_for(sweep, 1.0)
+        part = Sweep(
+            sweep.order[::by_group], sweep.upper[::by_group], sweep.gain[::by_group, ::by_row]
         )
+        return tried_rate(W, some.numel(), unit, lambda step, slope: coded(some, part, step, slope))
+
+    def weighed(
+        self, visit: Visit, energy: Tensor, stored: bool = False
+    ) -> tuple[Tensor, Sweep, Tensor, Tensor]:
+        """The weight by rows' scales, what rounding it needs, the scales (G, r, 1), the mean inputs."""
+        W = grouped(visit.matrix)
+        H, mean = moments_of(visit)
+        sweep = prepare(H, row_gains(W, as_rows(visit.layer, energy), H), self.damping, stored)
+        scale = torch.ones_like(sweep.gain)
+        if self.by_row and in_rows(visit.layer):
+            scale = row_scales(sweep).to(W.device)
+            sweep = replace(sweep, gain=sweep.gain * scale**2)
+        scale = scale.unsqueeze(-1).to(W.dtype)
+        return W / scale, sweep, scale, mean
 
     def round(self, visit: Visit, energy: Tensor, slope: float) -> tuple[float, float]:
-        """Rounds a layer and its bias; returns the exponents of their steps."""
-        W = grouped(visit.matrix).clone()
-        H, mean = moments_of(visit)
-        gain = row_gains(W, as_rows(visit.layer, energy), H)
-        along = self.trellis and kind_of(visit.layer.module) in ("linear", "conv")
-        sweep = prepare(H, gain, self.damping, stored=along)
+        """Rounds a layer and its bias; returns the exponents of their finest steps."""
+        along = self.trellis and in_rows(visit.layer)
+        W, sweep, scale, mean = self.weighed(visit, energy, along)
         finer, coder = (FINER, coded_along) if along else (1.0, coded)
-        least = float(W.abs().max()) / LARGEST
-        exponent = exponent_of(finer * max(step_for(sweep, slope), least))
-        step = step_of(exponent)
+        least, finest = float(W.abs().max()) / LARGEST, float(scale.min())
+        exponent = exponent_of(finest * finer * max(step_for(sweep, slope), least))
+        step = step_of(exponent) / finest
         codes = coder(W, sweep, step, slope)
-        left = W - step * codes
-        visit.put((step * codes).to(W.dtype).reshape(visit.matrix.shape))
+        left = (W - step * codes) * scale
+        visit.put((step * codes * scale).to(W.dtype).reshape(visit.matrix.shape))
         bias = bias_of(visit.layer)
         if bias is None:
             return exponent, 0.0
         bias = bias + (left.double() @ mean.unsqueeze(-1)).flatten().to(bias.dtype)
-        fine = float((6 * slope / 0.6931471805599453 / gain.mean()) ** 0.5)
+        gain = float((sweep.gain / scale.squeeze(-1) ** 2).mean())
+        fine = float((6 * slope / 0.6931471805599453 / gain) ** 0.5)
         second = exponent_of(max(fine, float(bias.abs().max()) / LARGEST))
         fine = step_of(second)
         visit.layer.module.bias.copy_((bias / fine).round() * fine + 0.0)  # type: ignore[operator]
@@ -163,7 +177,7 @@ class RateDistortion(Step):
         """Puts the grids on, so that the weights stay what they are whatever follows."""
         for shared in holders(model, [x for x in layers if x.name in grids]):
             layer, (exponent, second) = shared[0], grids[shared[0].name]
-            clothe(shared, layer.weight.detach(), LearnedGrid(exponent, 2 * LARGEST))
+            clothe(shared, layer.weight.detach(), LearnedGrid(exponent, FINEST))
             if bias_of(layer) is not None:
                 bias = layer.module.bias.detach()  # type: ignore[operator]
                 clothe_one(layer.module, "bias", bias, LearnedGrid(second, LARGEST))
@@ -174,6 +188,11 @@ def put_table(layer: Layer, energy: Tensor, slope: float) -> tuple[float, float]
     W, exponent = round_table(layer.weight.detach(), table_harm(energy), slope)
     layer.stored.copy_(W)
     return exponent, 0.0
+
+
+def in_rows(layer: Layer) -> bool:
+    """Whether a row of the layer's matrix is what the first axis of its weight counts."""
+    return kind_of(layer.module) in ("linear", "conv")
 
 
 def coded(W: Tensor, sweep: Sweep, step: float, slope: float) -> Tensor:

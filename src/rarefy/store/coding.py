@@ -27,11 +27,13 @@ from rarefy.store.decoding import (
     LISTED,
     MIXED,
     RAW,
+    ROWS,
     TRELLIS,
 )
 from rarefy.store.fields import varint
 from rarefy.store.keys import PIECE, is_counter, kind_of, patterns, real_of
 from rarefy.store.positions import plan_bitmap, plan_gaps
+from rarefy.store.row_steps import find_rows, write_rows
 from rarefy.store.symbols import Coded
 from rarefy.store.values import Codes, Values, count_others, others, values_of
 
@@ -72,6 +74,11 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
             listed, mixed = values.mixed(array.shape)
             tag = bytes([MIXED | (LISTED if listed else 0)])
             candidates.append(Coded(8 * len(mixed) + 8, lambda: [tag, mixed]))
+    found = find_rows(array)
+    if found is not None:
+        parts = [bytes([ROWS]), write_rows(found, real, coder)]
+        parts.append(encode_tensor(found.integers, "mixing" if slow else coder))
+        candidates.append(Coded(8 * sum(map(len, parts)), lambda: parts))
     if is_counter(real):
         differences = np.diff(pattern, prepend=pattern.dtype.type(0))
         candidates.append(_dense(values_of(differences, kind, real), DIFFERENCES, coder))

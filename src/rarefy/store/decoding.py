@@ -4,8 +4,8 @@
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
 is not zero and follows (32), values are codes under contexts (64; with 8, along a trellis) or under
-mixed contexts (128; with 1, their levels are listed). Sparse layouts go on with that value, the number
-of other values, their positions; all end with the values.
+mixed contexts (128; with 1, their levels are listed), rows have steps of their own (192). Sparse layouts
+go on with that value, the number of other values, their positions; all end with the values.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,14 @@ from rarefy.store.keys import kind_of, real_of
 from rarefy.store.lattice import CodesReader
 from rarefy.store.planes import PlanesReader
 from rarefy.store.positions import BitmapReader, GapReader
+from rarefy.store.row_steps import RowSteps, read_rows, values_of_rows
 from rarefy.store.trellis import TrellisReader
 from rarefy.store.values import PLANES
 
 DENSE, BITMAP, GAPS, RAW = range(4)
 COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS, MIXED = 8, 16, 32, 64, 128
 TRELLIS = CONTEXTS | 8
+ROWS = MIXED | CONTEXTS
 LISTED = 1
 """Beside `MIXED`: the levels are listed."""
 
@@ -57,7 +59,9 @@ def coding_name(payload: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> s
     return _opened(Cursor(payload), dtype, shape).coding if prod(shape) else "empty"
 
 
-def _opened(cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "_Raw | _Dense":
+def _opened(
+    cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> "_Raw | _Dense | _Rows":
     tag, real = cursor.byte(), real_of(dtype)
     size = prod(shape) * (dtype.itemsize // real.itemsize)
     if tag == RAW:
@@ -67,6 +71,8 @@ def _opened(cursor: Cursor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "_R
     if tag == DENSE | CONTEXTS and dtype == real:
         values = CodesReader(cursor, shape, kind_of(dtype), real)
         return _Dense(values, tag, size, dtype)
+    if tag == ROWS and len(shape) > 1:
+        return _Rows(cursor, shape, dtype)
     if tag == DENSE | TRELLIS and dtype == real:
         return _Dense(TrellisReader(cursor, shape, kind_of(dtype), real), 0, size, dtype)
     if tag & ~LISTED == MIXED and dtype == real:
@@ -93,12 +99,27 @@ class _Raw:
         return np.frombuffer(self._data, self._type).astype(self._type.replace("<", "="))
 
 
+class _Rows:
+    def __init__(self, cursor: Cursor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._step, self._exponents = read_rows(cursor, shape[0], dtype)
+        if cursor.remaining and cursor.data[cursor.position] == ROWS:
+            raise FileError("integers have no steps")
+        self._shape, self._dtype = shape, dtype
+        self._integers = _opened(cursor, np.dtype(np.int16), shape)
+        self.coding: str = f"rows+{self._integers.coding}"
+
+    def decode(self) -> NDArray[Any]:
+        integers = self._integers.decode().view(np.int16).reshape(self._shape)
+        found = RowSteps(self._step, self._exponents, integers)
+        return values_of_rows(found, self._dtype).reshape(-1)
+
+
 class _Dense:
     def __init__(self, values: Any, tag: int, size: int, dtype: np.dtype[Any]) -> None:
         self._values = values
         self._size, self._type = size, np.dtype(f"u{real_of(dtype).itemsize}")
         self._differences = bool(tag & DIFFERENCES)
-        self.coding = self._values.coding + ("+differences" if self._differences else "")
+        self.coding: str = self._values.coding + ("+differences" if self._differences else "")
 
     def decode(self) -> NDArray[Any]:
         out = np.empty(self._size, dtype=self._type)

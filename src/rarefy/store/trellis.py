@@ -21,7 +21,7 @@ from rarefy.errors import FileError
 from rarefy.store.codebook import multiples
 from rarefy.store.contexts import MOST_SYMBOLS, ContextReader, plan_contexts
 from rarefy.store.fields import BitReader, BitWriter, Cursor
-from rarefy.store.keys import FLOAT
+from rarefy.store.keys import FLOAT, SIGNED
 from rarefy.store.lattice import integers_of
 from rarefy.store.symbols import Coded
 
@@ -80,7 +80,7 @@ def plan_trellis(
         shape: of the tensor; a row is what its first axis counts.
         coder: as in `symbols`.
     """
-    if kind != FLOAT or len(shape) < 2 or levels.size < 4:
+    if kind not in (FLOAT, SIGNED) or len(shape) < 2 or levels.size < 4:
         return None
     found = integers_of(levels, kind, dtype)
     if found is None or int(np.abs(found[1]).max()) >= MOST_SYMBOLS:
@@ -98,7 +98,7 @@ def plan_trellis(
     symbols = np.concatenate(parts).reshape(-1)
     largest = int(symbols.max()) + 1 >> 1
     writer = BitWriter()
-    writer.write(step, 8 * dtype.itemsize)
+    writer.write(step, 8 * dtype.itemsize if kind == FLOAT else 0)
     writer.golomb(largest, 3)
     book, alphabet = writer.to_bytes(), 2 * largest + 1
     if 2 * largest >= MOST_SYMBOLS:
@@ -120,14 +120,16 @@ class TrellisReader:
         Raises:
             FileError: damaged, or a tensor that has no rows.
         """
-        if kind != FLOAT or dtype.itemsize not in (2, 4) or len(shape) < 2:
+        if kind not in (FLOAT, SIGNED) or dtype.itemsize not in (2, 4) or len(shape) < 2:
             raise FileError(f"a tensor of {dtype.name} and shape {shape} has no trellis")
         bits = BitReader(cursor)
-        self._step, largest = bits.read(8 * dtype.itemsize), bits.golomb(3)
+        self._step = bits.read(8 * dtype.itemsize) if kind == FLOAT else 0
+        largest = bits.golomb(3)
         bits.close()
         if 2 * largest >= MOST_SYMBOLS:
             raise FileError(f"indices up to {largest} are not possible")
-        self._codes, self._dtype = ContextReader(cursor, 2 * largest + 1, shape), dtype
+        self._codes = ContextReader(cursor, 2 * largest + 1, shape)
+        self._kind, self._dtype = kind, dtype
         self._width = int(np.prod(shape[1:]))
         self._rows = iter(_rows((shape[0], self._width)))
         self._ready = np.zeros(0, dtype=f"u{dtype.itemsize}")
@@ -141,7 +143,10 @@ class TrellisReader:
             indices = np.where(symbols & 1, -(symbols + 1 >> 1), symbols >> 1)
             integers = integers_along(indices.reshape(-1, self._width)).reshape(-1)
             folded = 2 * np.abs(integers) + (integers < 0)
-            values = multiples(self._step, folded, self._dtype)
+            if self._kind == FLOAT:
+                values = multiples(self._step, folded, self._dtype)
+            else:
+                values = integers.astype(self._dtype).view(self._ready.dtype)
             self._ready = np.concatenate([self._ready, values])
         piece, self._ready = self._ready[:count], self._ready[count:]
         return piece
