@@ -102,6 +102,8 @@ def main() -> None:
     names = parser.parse_args().names
     import torchvision  # noqa: F401
 
+    import rarefy.graph.proof  # noqa: F401  # what a run imports is no part of its time
+
     tools = ["rarefy", *(["torch-pruning"] if find_spec("torch_pruning") else [])]
     if len(tools) > 1:
         import torch_pruning  # noqa: F401
