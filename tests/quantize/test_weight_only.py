@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in groups: exact round trips, the best range, what the file holds and how a runtime multiplies it."""
+"""Weights in groups: exact round trips, the best range, what a file holds and how a runtime multiplies it."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ from rarefy.forms.grid import Grid, from_codes, grid_for_range, to_codes
 from rarefy.forms.groups import InGroups, from_groups, in_groups
 from rarefy.forms.shadow import find
 from rarefy.forms.snapshot import restore, snapshot
-from rarefy.quantize.weight_only import WeightOnly, best_affine
+from rarefy.quantize.weight_only import WeightOnly, best_affine, whole_groups
 from rarefy.step import Context
 from rarefy.store.pack import load_onnx, pack
 from rarefy.task import Task
@@ -120,6 +120,20 @@ def test_files_are_small_and_run_as_they_are_stored(
         == (tmp_path / "model.onnx").read_bytes()
     )
     assert torch.equal(restore(copy.deepcopy(model), *snapshot(found))(TOKENS), found(TOKENS))
+
+
+def test_openvino_gets_groups_that_fill_their_rows() -> None:
+    from rarefy.export.openvino import OpenVino
+
+    assert [whole_groups(n, 32) for n in (64, 500, 25, 37, 9)] == [32, 20, 25, 37, 9]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(30, 20), nn.Linear(20, 37), nn.ReLU(), nn.Linear(37, 5))
+    tokens = TOKENS % 30
+    task = Task("toy", tokens, calibration=[tokens], labelled=False)
+    context = Context(task, model, torch.device("cpu"), runtime="openvino")
+    found = WeightOnly().apply(copy.deepcopy(model).eval(), context)
+    program = OpenVino(export_onnx(found, tokens), threads=1)
+    assert torch.allclose(program(tokens), found(tokens), atol=1e-4)
 
 
 def test_smaller_groups_are_closer() -> None:

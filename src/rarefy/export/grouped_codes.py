@@ -58,7 +58,7 @@ class Writer:
         self.made.append(onnx_ir.node(operator, inputs, attributes=attributes))
         return self.made[-1].outputs[0]
 
-    def numbers(self, values: list[int], kind: int = INT64) -> Any:
+    def numbers(self, values: list[Any], kind: int = INT64) -> Any:
         """A constant."""
         import onnx_ir
 
@@ -109,16 +109,25 @@ def turned_round(write: Writer, value: Any) -> Any:
 
 
 def look_up(graph: Any, node: Any, table: Any) -> None:
-    """Rows of codes, scales and zero points, dequantised behind the look-up."""
+    """Rows of codes, scales and zero points, dequantised behind the look-up, each column by its group's.
+
+    Written out: OpenVINO's DequantizeLinear in blocks takes stored codes alone.
+    """
     write, index = Writer(graph, node), node.inputs[1]
+    columns, size = int(table.inputs[0].shape[1]), number(table, "block_size", 0)
     scale = write("Gather", [table.inputs[1], index], axis=0)
     codes, zero = (rows(write, value, index) for value in (table.inputs[0], table.inputs[2]))
-    size = number(table, "block_size", 0)
-    write.finish(write("DequantizeLinear", [codes, scale, zero], axis=-1, block_size=size))
+    if columns > size:
+        group = write.numbers([column // size for column in range(columns)])
+        scale, zero = (write("Gather", [value, group], axis=-1) for value in (scale, zero))
+    write.finish(write("Mul", [write("Sub", [codes, zero]), scale]))
 
 
 def rows(write: Writer, value: Any, index: Any) -> Any:
-    """Rows of a stored matrix in 8 bits; those of 4 bits with an even number of columns lie two in a byte."""
+    """Rows of a stored matrix as floats; of 4 bits and an even number of columns two lie in a byte.
+
+    The upper half is found by arithmetic: OpenVINO's BitShift rounds.
+    """
     import numpy as np
     import onnx_ir
 
@@ -127,22 +136,19 @@ def rows(write: Writer, value: Any, index: Any) -> Any:
     array = stored.const_value.numpy() if stored.const_value is not None else None
     alone = len(stored.uses()) == 1 and len(value.uses()) == 1
     if cast is None or array is None or array.shape[1] % 2 or not alone:
-        return write("Gather", [stored, index], axis=0)
+        return write("Cast", [write("Gather", [stored, index], axis=0)], to=FLOAT)
     signed = array.dtype == np.int8
     nibbles = (array.astype(np.int16) + 8 * signed).astype(np.uint8)
     packed = nibbles[:, ::2] | nibbles[:, 1::2] << HIGH
     stored.const_value = onnx_ir.Tensor(packed, name=stored.name)
     stored.shape, stored.dtype = onnx_ir.Shape(packed.shape), onnx_ir.DataType.UINT8
     found = write("Unsqueeze", [write("Gather", [stored, index], axis=0), write.numbers([-1])])
-    uint8 = onnx_ir.DataType.UINT8.value
-    low = write("BitwiseAnd", [found, write.numbers([MASK], uint8)])
-    high = write("BitShift", [found, write.numbers([HIGH], uint8)], direction="RIGHT")
+    low = write("BitwiseAnd", [found, write.numbers([MASK], onnx_ir.DataType.UINT8.value)])
+    low, both = (write("Cast", [value], to=FLOAT) for value in (low, found))
+    high = write("Mul", [write("Sub", [both, low]), write.numbers([2.0**-HIGH], FLOAT)])
     pairs = write("Concat", [low, high], axis=-1)
     flat = write("Reshape", [pairs, write.numbers([*[0] * len(index.shape), -1])])
-    if not signed:
-        return flat
-    int8 = onnx_ir.DataType.INT8.value
-    return write("Sub", [write("Cast", [flat], to=int8), write.numbers([8], int8)])
+    return write("Sub", [flat, write.numbers([8.0], FLOAT)]) if signed else flat
 
 
 def narrow(graph: Any, node: Any) -> None:

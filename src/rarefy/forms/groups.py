@@ -68,8 +68,8 @@ class InGroups(Form):
 
     @property
     def stored_bits(self) -> int:
-        """Bits of a code in an ONNX file."""
-        return 4 if self.bits <= 4 else 8
+        """Bits of a code in an ONNX file; groups of an odd size take 8, since OpenVINO misreads them in 4."""
+        return 4 if self.bits <= 4 and not self.size % 2 else 8
 
     def forward(self, codes: Tensor) -> Tensor:
         bits = self.stored_bits

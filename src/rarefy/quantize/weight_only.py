@@ -32,6 +32,12 @@ def power_of_two(size: int) -> int:
     return size
 
 
+def whole_groups(columns: int, size: int) -> int:
+    """The largest even size up to `size` that divides a row, as OpenVINO wants it; else the whole row."""
+    even = next((n for n in range(min(size, columns), 1, -1) if not columns % n and not n % 2), 1)
+    return even if 2 * even >= size else columns
+
+
 def best_affine(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scale and zero point of every row, (rows,), with which rounding costs the least squared error.
 
@@ -60,8 +66,8 @@ class WeightOnly(Step):
     """Rounds the weights of linear, convolutional, recurrent and embedding layers, and nothing else.
 
     Every group of a row's weights has a scale; the row of a convolution is what one of its channels reads.
-    ONNX Runtime multiplies matrices as they are stored (MatMulNBits) and rounds activations to 8 bits by itself;
-    convolutions and recurrent layers are dequantised whenever they run.
+    ONNX Runtime multiplies matrices as they are stored (MatMulNBits) and rounds what they read to 8 bits by
+    itself; convolutions and recurrent layers are dequantised whenever they run.
 
     Attributes:
         bits: 4 or 8; two codes of 4 bits share a byte in the file.
@@ -91,16 +97,18 @@ class WeightOnly(Step):
             exchange(model, layer.module, new)
             loops += [Layer(layer.name, new, name) for name in new.weights()]
         for shared in holders(model, renewed([*chosen.layers, *loops], model)):
-            clothe(shared, *self.coded(shared[0]))
+            clothe(shared, *self.coded(shared[0], context.runtime))
         return model
 
-    def coded(self, layer: Layer) -> tuple[Tensor, InGroups]:
+    def coded(self, layer: Layer, runtime: str = "onnxruntime") -> tuple[Tensor, InGroups]:
         """The codes of a weight, int8 or uint8, and the form that reads them."""
         w = finite_weight(layer).float()
         grid = Grid(self.bits, signed=self.symmetric, symmetric=self.symmetric)
         matrix = w.flatten(1)
-        rows = in_groups(matrix, self.group_size)
+        size = whole_groups(matrix.shape[1], self.group_size) if runtime == "openvino" else 0
+        size = size or self.group_size
+        rows = in_groups(matrix, size)
         scale, zero_point = best_affine(rows, grid)
         codes = from_groups(to_codes(rows, scale, zero_point, grid, 0), matrix.shape).contiguous()
         scale, zero_point = scale.view(len(w), -1), zero_point.view(len(w), -1)
-        return codes, InGroups(scale, zero_point, self.group_size, grid, tuple(w.shape))
+        return codes, InGroups(scale, zero_point, size, grid, tuple(w.shape))
