@@ -28,6 +28,7 @@ with atheris.instrument_imports(include=["rarefy.store"]):
     from rarefy.store.keys import DTYPES, dtype_named
     from rarefy.store.rfy import read
     from rarefy.store.text import STORED
+    from rarefy.store.trellis import integers_along
 
 import numpy as np
 
@@ -112,6 +113,8 @@ def seeds(path: Path) -> Iterator[bytes]:
         "codes": (sparse * 0.5 + 0).astype(np.float32),
         "bytes": sparse.astype(np.int8),
         "rows": (rng.laplace(size=(14, 18)) * np.exp(rng.normal(size=(14, 1)))).astype(np.int16),
+        "along": (integers_along(sparse) * 0.5 + 0).astype(np.float32),
+        "steps": (sparse * 2.0 ** rng.integers(-3, 3, (12, 1)) + 0).astype(np.float32),
         "count": np.arange(200),
     }
     for array in tensors.values():
