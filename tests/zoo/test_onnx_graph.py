@@ -2,6 +2,8 @@
 """ONNX files become networks that compute the same, have the weights' names, and can be compressed."""
 
 import copy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from rarefy.prune.prune_channels import PruneChannels
 from rarefy.quantize.dynamic_int8 import DynamicInt8
 from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context, Step
-from rarefy.store.pack import pack
+from rarefy.store.pack import load_onnx, pack
 from rarefy.task import Task
 from rarefy.zoo.models import load_model
 
@@ -123,6 +125,18 @@ def test_an_archive_is_as_good_as_the_file(source: Path, tmp_path: Path) -> None
     pack(source, tmp_path / "model.rfy")
     first, second = load_model(str(source)), load_model(str(tmp_path / "model.rfy"))
     assert torch.equal(first(IMAGES), second(IMAGES))
+
+
+def test_packing_needs_no_pytorch(source: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from rarefy.cli import main\n"
+        "try:\n main(sys.argv[1:])\n"
+        "except SystemExit as stop:\n assert not stop.code\n"
+        "assert 'onnx' in sys.modules and 'torch' not in sys.modules"
+    )
+    out = tmp_path / "m.rfy"
+    subprocess.run([sys.executable, "-c", code, "pack", str(source), "--out", str(out)], check=True)
+    assert load_onnx(out).SerializeToString(deterministic=True) == source.read_bytes()
 
 
 def graph(nodes: list[Any], held: dict[str, np.ndarray], kind: int = 1, opset: int = 20) -> Any:

@@ -11,6 +11,8 @@ from rarefy.errors import FileError
 from rarefy.export.session import Program, read_proto
 from rarefy.forms.pairs import overflows
 
+FLOAT = ("LSTM", "GRU", "RNN")  # operators that compute in floats, whatever is put before them
+
 
 def could_saturate(program: Program) -> bool:
     """Whether two neighbouring products of any int8 weight may exceed 16 bits, see `rarefy.forms.pairs`.
@@ -36,10 +38,14 @@ def could_saturate(program: Program) -> bool:
 def readers_of_weights(graph: Any) -> dict[str, list[tuple[Any, int]]]:
     """For codes behind DequantizeLinear, by name, the nodes that read them and at which input."""
     codes = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    recurrent = {name for n in graph.node if n.op_type in FLOAT for name in n.input[1:3]}
+    for node in graph.node:  # their weights are stored as matrices
+        if node.op_type == "Reshape" and node.input[0] in codes and node.output[0] in recurrent:
+            codes[node.output[0]] = codes[node.input[0]]
     found: dict[str, list[tuple[Any, int]]] = {name: [] for name in codes.values()}
     for node in graph.node:
         for place, name in enumerate(node.input):
-            if name in codes:
+            if name in codes and not (node.op_type == "Reshape" and node.output[0] in codes):
                 found[codes[name]].append((node, place))
             elif name in found and node.op_type != "DequantizeLinear":
                 found[name].append((node, place))
@@ -55,6 +61,8 @@ def too_large(codes: torch.Tensor, readers: list[tuple[Any, int]]) -> bool:
 
 def in_node(codes: torch.Tensor, node: Any, place: int) -> bool:
     """Whether a weight overflows where it is the input number `place` of a node."""
+    if node.op_type in FLOAT:
+        return False
     settings: Mapping[str, int] = {a.name: a.i for a in node.attribute}
     if node.op_type == "Conv" and place == 1:
         return overflows(codes, groups=settings.get("group", 1))
