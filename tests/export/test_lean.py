@@ -81,10 +81,12 @@ def test_scales_take_two_bytes_a_channel_and_biases_four(pair: Any) -> None:
     assert sum(a.size for a in scales) == channels
     assert not any(n.startswith("bias") and n.endswith("scale") for n in arrays)
     numbers = sum(a.nbytes for a in arrays.values())
-    # fc keeps its 20 zero points; each grid of activations has a scale and a zero point
-    assert numbers <= weights + channels * (2 + 4) + 20 + 8 * (4 + 1) + 2 * 8
-    assert small.ByteSize() - numbers < 0.7 * (full.ByteSize() - sum_of(full))
-    assert not any(node.name for node in small.graph.node)
+    # and one its zero point; each grid of activations has a scale and a zero point
+    assert numbers <= weights + channels * (2 + 4 + 1) + 8 * (4 + 1) + 2 * 8
+    assert small.ByteSize() - numbers < 0.75 * (full.ByteSize() - sum_of(full))
+    assert [node.name for node in small.graph.node] == [
+        f"n{i}" for i in range(len(small.graph.node))
+    ]
     assert {
         a.name for n in small.graph.node if n.op_type == "QuantizeLinear" for a in n.attribute
     } == set()
@@ -123,8 +125,6 @@ def test_a_last_convolution_in_floats_is_computed() -> None:
         exact = found(x)
     answer = open_program(proto, "onnxruntime")(x)
     assert torch.allclose(answer, exact, atol=float(exact.abs().max()) / 100)
-    names = {t.name for t in proto.graph.initializer}
-    assert {name for name in names if name.endswith("weight.zero_point")} == {"2.weight.zero_point"}
 
 
 def test_a_file_for_tensorrt_keeps_constant_scales() -> None:

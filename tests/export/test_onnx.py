@@ -61,10 +61,7 @@ def test_a_quantised_network_runs_in_integers_and_gives_the_same_bytes_twice(
         assert weights[name].data_type == TensorProto.INT8
         (reader,) = [n for n in proto.graph.node if name in n.input]
         assert reader.op_type == "DequantizeLinear"
-        zero_points = (
-            [f"{name}.zero_point"] if name == "fc.weight" else []
-        )  # convolutions need none
-        assert list(reader.input) == [name, f"{name}.scale", *zero_points]
+        assert list(reader.input) == [name, f"{name}.scale", f"{name}.zero_point"]
         assert {a.name: a.i for a in reader.attribute} == {"axis": 0}
     assert weights["conv1.bias"].data_type == TensorProto.FLOAT
     runtime = OnnxRuntime(proto)

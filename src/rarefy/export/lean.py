@@ -10,8 +10,6 @@ from typing import Any
 
 WORTH = 16  # numbers below which a node costs more than it saves
 HOLDER = "activation_quantizers.quantizers."
-SPARED = {("Conv", 1), ("Conv", 2), ("Gemm", 2)}  # inputs whose zero points may be missing
-CLIPS = {"Relu", "Clip"}
 ZEROS, ONES = {"pads"}, {"strides", "dilations"}
 
 
@@ -21,18 +19,15 @@ def lean(model: Any) -> None:
     Args:
         model: ``onnx_ir.Model``, changed in place.
     """
-    from onnx_ir.passes import common
-
-    leave_zero_points_out(model.graph)
     derive_bias_scales(model.graph)
     halve_scales(model.graph)
     leave_defaults_out(model)
     drop_unread(model.graph)
-    common.DeduplicateInitializersPass(size_limit=WORTH)(model)
     shorten(model.graph)
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        for node in model.graph:
-            node.name = ""  # no other quantiser will look for them
+        # no other quantiser will look for names, but ONNX Runtime calls what it adds after them
+        for number, node in enumerate(model.graph):
+            node.name = f"n{number}"
 
 
 def constant(value: Any) -> Any:
@@ -53,36 +48,15 @@ def of_weights(graph: Any) -> list[Any]:
     ]
 
 
-def leave_zero_points_out(graph: Any) -> None:
-    """Biases and weights of integer convolutions need no zero points where there is no offset.
-
-    Quantisers keep theirs, which say the type. So do matrices, and all that ONNX Runtime may compute in
-    floats: where they are missing it puts in one for all channels, which its own kernel refuses unless it is
-    fused away.
-    """
-    for node in of_weights(graph):
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        uses = node.outputs[0].uses()
-        spared = all((u.node.op_type, u.idx) in SPARED and in_integers(u.node) for u in uses)
-        if zero is not None and not zero.any() and spared and uses:
-            node.resize_inputs(2)
-
-
-def in_integers(node: Any) -> bool:
-    """Whether quantisers stand on all sides of a node; a product's result may be float."""
-    makers = [value.producer() for value in node.inputs if value is not None]
-    if any(maker is None or maker.op_type != "DequantizeLinear" for maker in makers):
-        return False
-    while node.op_type != "Gemm":
-        uses = node.outputs[0].uses()
-        if len(uses) != 1 or node.outputs[0].is_graph_output():
-            return False
-        node = uses[0].node
-        if node.op_type == "QuantizeLinear":
-            return True
-        if node.op_type not in CLIPS:
-            return False
-    return True
+def fresh(graph: Any, name: str) -> str:
+    """A name that no value has yet."""
+    taken = {value.name for node in graph for value in (*node.inputs, *node.outputs) if value}
+    taken |= set(graph.initializers)
+    number, found = 0, name
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
 
 
 def derive_bias_scales(graph: Any) -> None:
@@ -102,7 +76,7 @@ def derive_bias_scales(graph: Any) -> None:
             continue
         if not np.array_equal(arrays[0] * arrays[1], scale):
             continue
-        name = f"{node.outputs[0].name}_scale"
+        name = fresh(graph, "step")
         made = onnx_ir.node("Mul", factors, outputs=[onnx_ir.Value(name=name)])
         graph.insert_before(node, made)
         node.replace_input_with(1, made.outputs[0])
@@ -128,7 +102,7 @@ def halve_scales(graph: Any) -> None:
             half = scale.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), scale):
             continue
-        wide = onnx_ir.Value(name=f"{held.name}_wide", type=held.type, shape=held.shape)
+        wide = onnx_ir.Value(name=fresh(graph, "scale"), type=held.type, shape=held.shape)
         first = next(n for n in graph if any(value is held for value in n.inputs))
         held.replace_all_uses_with(wide)
         to = [onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT.value)]
@@ -153,7 +127,8 @@ def leave_defaults_out(model: Any) -> None:
                 default = helper.get_attribute_value(default)
                 idle = value == (default.decode() if isinstance(default, bytes) else default)
             else:
-                idle = name in ZEROS | ONES and set(value) == {int(name in ONES)}
+                spatial = node.op_type == "Conv" and name in ZEROS | ONES
+                idle = spatial and set(value) == {int(name in ONES)}
             if idle or (name == "axis" and one_scale(node)):
                 del node.attributes[name]
 

@@ -29,8 +29,8 @@ def export_onnx(
     behind DequantizeLinear (one scale per channel). Quantised activations become QuantizeLinear and
     DequantizeLinear, which ONNX Runtime fuses to integer operators. Weights keep the network's names; the
     codes of a quantised ``conv1.weight`` carry its name, with ``conv1.weight.scale`` (in 16 bits if these
-    hold it) and, where a runtime needs them, ``conv1.weight.zero_point`` beside them. The first axis of
-    every input is open (``batch``) if the network allows it. Same network, same bytes.
+    hold it) and ``conv1.weight.zero_point`` beside them. The first axis of every input is open (``batch``) if
+    the network allows it. Same network, same bytes.
 
     Args:
         model: on any device.
