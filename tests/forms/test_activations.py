@@ -2,6 +2,7 @@
 """Quantisers on call sites: they act in every forward pass and come off without a trace."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -116,19 +117,30 @@ def test_gradients_pass_through() -> None:
     assert model.a.weight.grad is not None
 
 
-def test_a_site_that_gives_no_tensor_is_named() -> None:
-    class Splits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(2, 2)
+class Parts(nn.Module):
+    """A layer, and what a function makes of its result."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x).split(1, 1)[0]
+    def __init__(self, how: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.a, self.how = nn.Linear(2, 2), how
 
-    model = Splits()
-    quantize_sites(model, {":split#0": (-1.0, 1.0)}, lambda _: GRID)
-    with pytest.raises(ModelError, match="call ':split#0' gave a tuple"):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(tuple(self.how(self.a(x)))[:2], 1)
+
+
+def test_a_site_that_gives_no_floats_is_named() -> None:
+    model = Parts(lambda y: y.sort(1))
+    quantize_sites(model, {":sort#0": (-1.0, 1.0)}, lambda _: GRID)
+    with pytest.raises(ModelError, match="call ':sort#0' gave a sort"):
         model(torch.randn(1, 2))
+
+
+def test_parts_of_a_tensor_are_rounded_alike() -> None:
+    model, x = Parts(lambda y: y.split(1, 1)), torch.randn(5, 2)
+    exact = model.a(x)
+    holder = quantize_sites(model, {":split#0": (-1.0, 1.0)}, lambda _: GRID)
+    assert torch.equal(model(x), holder.quantizers[0](exact))
+    assert not torch.equal(model(x), exact)
 
 
 def test_a_sequential_that_calls_its_quantisers_last_is_unharmed() -> None:

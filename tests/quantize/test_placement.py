@@ -174,9 +174,17 @@ def test_a_layer_that_runs_twice_is_fed_twice() -> None:
 
 
 def test_results_that_cannot_be_watched_keep_their_readers_in_float() -> None:
-    found = placed(lambda net, x: net.b(torch.cat(net.a(x).chunk(2, 1), 1)).square())
+    found = placed(lambda net, x: net.b(torch.cat([net.a(x).topk(2, 1)[0]] * 2, 1)).square())
     assert ":cat#0" not in found.integer
     assert sites(found) == ["input#0", "a:conv2d#0", ":cat#0", "b:conv2d#0"]
+
+
+def test_parts_of_a_tensor_have_one_quantiser_with_its_scale() -> None:
+    found = placed(lambda net, x: net.b(torch.cat(net.a(x).chunk(2, 1), 1)).square())
+    assert ":cat#0" in found.integer
+    assert sites(found) == ["input#0", "a:conv2d#0", ":chunk#0", ":cat#0", "b:conv2d#0"]
+    (group,) = [group for group in found.groups if ":chunk#0" in group]
+    assert group == ("a:conv2d#0", ":chunk#0", ":cat#0")
 
 
 def test_resnet20_runs_in_integers_but_for_padding_and_mean() -> None:

@@ -20,6 +20,16 @@ from rarefy.graph.calls import CallWatcher
 CHILD = "activation_quantizers"
 
 
+def parts_of(result: Any) -> tuple[Tensor, ...]:
+    """What a call gave: one tensor, or the parts that it cut one into; nothing if it was something else."""
+    if isinstance(result, Tensor):
+        return (result,)
+    if not isinstance(result, (tuple, list)):
+        return ()
+    floats = all(isinstance(part, Tensor) and part.is_floating_point() for part in result)
+    return tuple(result) if floats else ()
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to a grid with one scale; the gradient goes straight through.
 
@@ -53,11 +63,12 @@ class QuantizingWatcher(CallWatcher):
         quantizer = self.at_site.get(site)
         if quantizer is None:
             return result
-        if not isinstance(result, Tensor):
+        parts = parts_of(result)
+        if not parts:
             raise ModelError(
                 f"call '{site}' gave a {type(result).__name__} where a tensor was calibrated"
             )
-        return quantizer(result)
+        return quantizer(result) if isinstance(result, Tensor) else tuple(map(quantizer, parts))
 
 
 class ActivationQuantizers(nn.Module):

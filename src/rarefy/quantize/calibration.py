@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError, TaskError
+from rarefy.forms.activations import parts_of
 from rarefy.graph.calls import Calls, CallWatcher, record_calls
 from rarefy.loops.histogram import Histogram
 from rarefy.measure.quality import batches_of
@@ -46,7 +47,7 @@ def watch_sites(model: nn.Module, inputs: Inputs, see: Callable[[str, Any], None
 
 
 def look(model: nn.Module, example: Inputs) -> tuple[Calls, set[str]]:
-    """The calls of one run, and the sites (inputs among them) that give one tensor of floats.
+    """The calls of one run, and the sites (inputs among them) that give floats, in one tensor or in parts.
 
     Raises:
         ModelError: a part of the network is compiled, so its calls can't be seen.
@@ -60,7 +61,8 @@ def look(model: nn.Module, example: Inputs) -> tuple[Calls, set[str]]:
     floating: set[str] = set()
 
     def see(site: str, result: Any) -> None:
-        if isinstance(result, Tensor) and result.is_floating_point():
+        parts = parts_of(result)
+        if parts and all(part.is_floating_point() for part in parts):
             floating.add(site)
 
     calls = record_calls(model, example)
@@ -117,13 +119,15 @@ def observe(
         if histogram is None:
             return
         passed.add(site)
-        if not isinstance(result, Tensor):
+        parts = parts_of(result)
+        if not parts:
             raise ModelError(
                 f"call '{site}' gave a {type(result).__name__} on calibration batch {number} and a tensor "
                 "on the task's example: the network takes its way by the values"
             )
         try:
-            take_in(histogram, result)
+            for part in parts:
+                take_in(histogram, part)
         except ModelError as error:
             raise ModelError(
                 f"'{site}' gives NaN or infinity on calibration batch {number}; look for broken inputs, or "

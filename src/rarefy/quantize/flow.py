@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from rarefy.graph.calls import Call, Calls
-from rarefy.quantize.kernels import Runtime, absorbs
+from rarefy.quantize.kernels import Runtime, absorbs, kind
 
 
 @dataclass(eq=False)
@@ -13,7 +13,7 @@ class Value:
     """A tensor at one moment: an operator that works in place makes a new value of the same tensor.
 
     Attributes:
-        site: where a quantiser can be attached, or None.
+        site: where a quantiser can be attached, or None; parts of one tensor share theirs.
         maker: the call that made it; None for inputs of the network.
         readers: calls that read it, silent ones looked through.
         leaves: whether it is an output of the network.
@@ -43,7 +43,7 @@ def flow_of(calls: Calls, floating: Collection[str], runtime: Runtime) -> Flow:
 
     Args:
         calls: of the run.
-        floating: sites that give a single tensor of floats, and inputs (``input#0``) that are floats.
+        floating: sites that give floats only, and inputs (``input#0``) that are floats.
         runtime: says which functions are silent or absorbed.
     """
     current: dict[int, Value] = {}
@@ -70,7 +70,8 @@ def flow_of(calls: Calls, floating: Collection[str], runtime: Runtime) -> Flow:
         read[item.site] = sources
         for source in active:
             source.readers.append(item)
-        single = len(item.outputs) == 1 and item.site in floating
+        whole = len(item.outputs) == 1 or kind(item) in runtime.moving  # or the parts of one
+        single = whole and item.site in floating
         for number in item.outputs if active else ():
             add(Value(item.site if single else None, item), number)
     for number in calls.outputs:

@@ -62,7 +62,7 @@ class Runtime:
 
 MOVING = frozenset({
     "max_pool", "flatten", "unflatten", "reshape", "view", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "getitem", "expand", "pixel_shuffle", "interpolate",
+    "unsqueeze", "getitem", "expand", "pixel_shuffle", "interpolate", "chunk", "split",
 })  # fmt: skip
 
 # Found by loading quantised operators one by one into ONNX Runtime 1.31 and reading its optimised graph.

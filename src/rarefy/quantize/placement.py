@@ -62,7 +62,8 @@ def place(
         needed = any(reader.site in integer for reader in value.readers)
         if needed or must_leave(value, flow, integer, runtime):
             want(value, wanted, flow, runtime)
-    sites = [site for value in flow.values if value in wanted and (site := value.site)]
+    found = (value.site for value in flow.values if value in wanted)
+    sites = list(dict.fromkeys(site for site in found if site))
     links = [*unchanged(wanted, flow, runtime), *joined(wanted, flow, integer, runtime)]
     weighted = [item for item in kernels if kind(item) in runtime.weighted]
     feeds = [
