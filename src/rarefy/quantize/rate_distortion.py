@@ -72,7 +72,7 @@ class RateDistortion(Step):
     bits: Annotated[float, Field(gt=0, le=9)] = 3.0
     examples: Count = 128
     damping: OpenFraction = 0.01
-    by_row: bool = True
+    by_row: bool = False
     trellis: bool = False
     fold: bool = True
     layers: Patterns = "*"
