@@ -92,8 +92,8 @@ class Distill(TrainedStep):
         subset: share of the training examples that the last epoch uses; those stay that have most to teach.
         cache: folder in which answers are kept, so that a teacher is asked only once.
         largest: how many logits of each answer are kept there; default: all.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     temperature: Positive = 4.0

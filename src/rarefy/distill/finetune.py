@@ -21,8 +21,9 @@ class Finetune(TrainedStep):
         rate: highest learning rate; a tenth to a hundredth of the original training's is usual.
         alpha: share of the original's answers in the loss; 0 for labels alone.
         temperature: softens these answers.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`; with `patience` the best epoch by validation is kept.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`; with `patience` the best epoch by validation is
+            kept.
     """
 
     epochs: Count = 3

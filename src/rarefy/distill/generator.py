@@ -149,8 +149,8 @@ class DistillGenerator(TrainedStep):
         rate: highest learning rate, of all networks.
         deeper: residual blocks that the deeper teacher has more than the original.
         channels: weight of the intermediate channels.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     rate: Positive = 0.0005

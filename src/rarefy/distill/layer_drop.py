@@ -63,8 +63,8 @@ class LayerDrop(TrainedStep):
         alpha: share of the original's answers in the loss; default: 0 with labels, 1 without.
         temperature: softens these answers.
         blocks: globs on the paths of blocks; default: they are looked for.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     drop: OpenFraction = 0.2

@@ -97,8 +97,8 @@ class MutualLearning(TrainedStep):
         temperature: softens answers; 1 in the paper of peers, 3 in that of ensembles.
         noise: how far the other copies start from the network, as a share of each weight's spread; default:
             their layers are drawn anew. The first one starts as it is.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     peers: Annotated[int, Field(ge=2, le=16)] = 2

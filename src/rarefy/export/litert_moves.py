@@ -2,15 +2,13 @@
 """How operators that move codes, or choose among them, are written for LiteRT; all keep their scale."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rarefy.export.integer_steps import settings
 from rarefy.export.litert_file import Scaled
-
-if TYPE_CHECKING:
-    from rarefy.export.litert import Conversion
+from rarefy.export.litert_target import Target
 
 INNER = (0, 2, 3, 1)  # NCHW to NHWC
 OUTER = (0, 3, 1, 2)  # and back
@@ -48,9 +46,7 @@ def place(axis: int, rank: int) -> int:
     return INNER.index(axis % rank) if rank == 4 else axis % rank
 
 
-def padded(
-    to: "Conversion", x: int, around: Sequence[tuple[int, int]], lowest: bool = False
-) -> int:
+def padded(to: Target, x: int, around: Sequence[tuple[int, int]], lowest: bool = False) -> int:
     """Codes with zeros around them, or with the lowest value that there is.
 
     Args:
@@ -68,7 +64,7 @@ def padded(
     return to.file.operator("PADV2", [x, widths, value], found, "PadV2Options")
 
 
-def pool(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def pool(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """MAX_POOL_2D and AVERAGE_POOL_2D, which keep the scale of what they read."""
     x, how, largest = to.codes(node, 0), settings(node), node.op_type == "MaxPool"
     kernel = how["kernel_shape"]
@@ -92,7 +88,7 @@ def pool(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     return to.rescaled(found, scaled)
 
 
-def concat(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def concat(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """CONCATENATION; what has another scale is brought to the result's first."""
     parts = [to.rescaled(to.codes(node, i), scaled) for i in range(len(node.input))]
     rank = len(to.shape(parts[0]))
@@ -102,7 +98,7 @@ def concat(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     )  # fmt: skip
 
 
-def reshape(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def reshape(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """RESHAPE, with TRANSPOSE around it where an image's channels are not last but for the file."""
     x, shape = to.codes(node, 0), to.sizes(node.output[0])
     before, own = to.shape(x), to.scaled(x)
@@ -116,14 +112,14 @@ def reshape(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int
     return to.rescaled(transposed(to, x, INNER) if moved else x, scaled)
 
 
-def transposed(to: "Conversion", x: int, order: Sequence[int]) -> int:
+def transposed(to: Target, x: int, order: Sequence[int]) -> int:
     """Axes in another order."""
     shape = [to.shape(x)[i] for i in order]
     made = to.result("transposed", shape, to.scaled(x))
     return to.file.operator("TRANSPOSE", [x, to.file.constant(order)], made, "TransposeOptions")
 
 
-def transpose(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def transpose(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """TRANSPOSE, the order told for channels that are last."""
     x, order = to.codes(node, 0), list(settings(node)["perm"])
     if len(order) == 4:
@@ -131,7 +127,7 @@ def transpose(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> i
     return to.rescaled(transposed(to, x, order), scaled)
 
 
-def pad(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def pad(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """PAD with zeros."""
     x = to.codes(node, 0)
     rank, widths = len(to.shape(x)), to.constants[node.input[1]]
@@ -145,7 +141,7 @@ def pad(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     return to.rescaled(padded(to, x, around), scaled)
 
 
-def cut(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def cut(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """STRIDED_SLICE."""
     x = to.codes(node, 0)
     shape = to.shape(x)
@@ -169,6 +165,6 @@ def cut(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     return to.rescaled(found, scaled)
 
 
-def same(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def same(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """Relu, Clip and Identity by themselves: the ends of the result's codes cut."""
     return to.rescaled(to.codes(node, 0), scaled)

@@ -2,7 +2,7 @@
 """How int8 operators of a QDQ file are written for LiteRT, images as (batch, height, width, channels)."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,7 @@ from rarefy.export.litert_moves import (
     transpose,
     window,
 )
-
-if TYPE_CHECKING:
-    from rarefy.export.litert import Conversion
+from rarefy.export.litert_target import Target
 
 
 def clip_ends(clip: Any, constants: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
@@ -40,7 +38,7 @@ def clip_ends(clip: Any, constants: Mapping[str, NDArray[Any]]) -> tuple[float, 
     return -np.inf if low is None else low, np.inf if high is None else high
 
 
-def conv(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def conv(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """CONV_2D or DEPTHWISE_CONV_2D; padding that neither has stands before them."""
     x, weight, groups = to.codes(node, 0), to.weight(node, 1), settings(node).get("group", 1)
     if weight.codes.ndim != 4:
@@ -68,7 +66,7 @@ def conv(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     return to.file.operator(code, [x, w, bias], to.output(node, scaled), options, **fields)
 
 
-def linear(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def linear(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """FULLY_CONNECTED for Gemm and MatMul with a weight."""
     x, weight, how = to.codes(node, 0), to.weight(node, 1), settings(node)
     plain = how.get("alpha", 1.0) == how.get("beta", 1.0) == 1.0 and not how.get("transA")
@@ -83,7 +81,7 @@ def linear(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     )  # fmt: skip
 
 
-def pairwise(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def pairwise(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """ADD and MUL of two tensors of as many axes."""
     terms = [to.codes(node, i) for i in (0, 1)]
     if len({len(to.shape(term)) for term in terms}) > 1:
@@ -95,7 +93,7 @@ def pairwise(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> in
     )  # fmt: skip
 
 
-def mean(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def mean(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """MEAN over axes; for GlobalAveragePool over the places of an image."""
     x, how = to.codes(node, 0), settings(node)
     rank = len(to.shape(x))
@@ -119,7 +117,7 @@ def mean(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     )
 
 
-def leaky(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
+def leaky(to: Target, node: Any, scaled: Scaled, activation: int) -> int:
     """LEAKY_RELU."""
     alpha = settings(node).get("alpha", 0.01)
     made = to.output(node, scaled)
@@ -128,7 +126,7 @@ def leaky(to: "Conversion", node: Any, scaled: Scaled, activation: int) -> int:
     )
 
 
-WRITERS: dict[str, Callable[["Conversion", Any, Scaled, int], int]] = {
+WRITERS: dict[str, Callable[[Target, Any, Scaled, int], int]] = {
     "Conv": conv, "Gemm": linear, "MatMul": linear, "Add": pairwise, "Mul": pairwise,
     "Concat": concat, "MaxPool": pool, "AveragePool": pool, "ReduceMean": mean,
     "GlobalAveragePool": mean, "Reshape": reshape, "Flatten": reshape, "Squeeze": reshape,

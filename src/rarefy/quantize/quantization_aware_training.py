@@ -69,8 +69,8 @@ class QuantizationAwareTraining(TrainedStep):
         examples: of calibration, at most.
         layers: which layers, see `rarefy.select.select`.
         exclude: layers that stay float, and modules whose own calls do.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     bits: Bits = 8

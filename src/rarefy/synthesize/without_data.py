@@ -48,8 +48,8 @@ class DistillWithoutData(TrainedStep):
         smoothness: weight of the total variation of images.
         temperature: softens answers.
         epochs, rate: of the training.
-        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits:
-            see `rarefy.loops.optimise.Training`.
+        optimiser, schedule, warmup, weight_decay, momentum, clip, average, patience, precision, state_bits,
+            resolution: see `rarefy.loops.optimise.Training`.
     """
 
     records: str | None = None
