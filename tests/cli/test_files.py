@@ -60,8 +60,8 @@ def damaged(here: Path, result: Path) -> Path:
 
 
 RFY = {
-    "cut.rfy": "cut.rfy is damaged or cut short",
-    "tampered.rfy": "tampered.rfy has been changed since it was written",
+    "cut.rfy": "cut.rfy can't be read: damaged or cut short",
+    "tampered.rfy": "tampered.rfy can't be read: damaged or cut short",
     "text.rfy": "text.rfy is no .rfy file",
     "empty.rfy": "empty.rfy is no .rfy file",
     "absent.rfy": "absent.rfy can't be opened: No such file",

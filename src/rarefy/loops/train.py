@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rarefy.errors import ModelError, TaskError
-from rarefy.loops.memory_format import channels_last
 from rarefy.loops.optimise import Average, Training, build_optimiser, rate_factor
 from rarefy.loops.progress import bar
 from rarefy.loops.resizing import resized
@@ -92,7 +91,6 @@ def train(
     with (
         prepared(accelerator, model, optimiser) as (wrapped, stepper),
         bar(watch.label, total * settings.epochs) as advance,
-        channels_last(model) as settle,
     ):
         descent = Descent(accelerator, wrapped, stepper, chosen, settings)
         advance(run.epoch * total)
@@ -102,7 +100,6 @@ def train(
             torch.manual_seed(epoch_seed(seed, run.epoch))
             for index, raw in enumerate(mine(batches, accelerator)):
                 inputs, targets = move(split(raw, labelled), device)
-                settle(inputs)
                 progress = min((run.epoch + index / total) / settings.epochs, 1.0)
                 descent.set_rate(progress + 0.5 / total / settings.epochs)
                 inputs = resized(inputs, progress, settings.resolution)

@@ -24,7 +24,7 @@ from rarefy.select import Layer
 from rarefy.task import Inputs
 
 BLOCK = 64  # columns after which what lies far behind is brought up to date
-WIDEST = 4608  # products of one sum beyond which second moments are too large
+WIDEST = 1536  # products of one sum beyond which second moments outweigh small networks
 ROOM = 1 << 26  # entries of second moments that are held at a time
 
 
