@@ -111,15 +111,20 @@ def read_scales(cursor: Cursor, shape: tuple[int, int, int]) -> Scales:
     bits.close()
     axes = []
     for low, size in zip(lows, shape, strict=True):
-        symbols = np.zeros(size, dtype=np.int64)
+        symbols = np.zeros(size, dtype=np.int16)
         if low is not None:
-            symbols = open_run(cursor, size, MOST).read(size).astype(np.int64) + low
-        if size and int(np.abs(symbols).max()) > 2 * MOST:
+            symbols = open_run(cursor, size, MOST).read(size).astype(np.int16)
+            symbols += np.int16(low)
+        if _reach(symbols) > 127:
             raise FileError("a scale is not possible")
-        axes.append(symbols)
-    if sum(int(np.abs(axis).max()) if axis.size else 0 for axis in axes) > 127:
+        axes.append(symbols.astype(np.int8))
+    if sum(_reach(axis) for axis in axes) > 127:
         raise FileError("scales add up to more than is possible")
-    return Scales(*(axis.astype(np.int8) for axis in axes))
+    return Scales(*axes)
+
+
+def _reach(values: NDArray[Any]) -> int:
+    return max(int(values.max()), -int(values.min())) if values.size else 0
 
 
 def _rounded(values: NDArray[Any]) -> NDArray[np.int8]:
