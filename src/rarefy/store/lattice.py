@@ -70,8 +70,7 @@ def plan_codes(
         step, integers = found
         largest = int(np.abs(integers).max())
         writer.write(1, 1)
-        writer.write(step, 8 * dtype.itemsize if kind == FLOAT else 0)
-        writer.golomb(largest, 3)
+        write_reach(writer, step, largest, kind, dtype)
         book, alphabet = writer.to_bytes(), 2 * largest + 1
         table = 2 * np.abs(integers) - (integers < 0)
         codes = table.astype(np.uint8 if alphabet <= 256 else np.uint16)[codes]
@@ -81,7 +80,31 @@ def plan_codes(
         found = None
     else:
         return None
-    run = plan_contexts(codes, alphabet, found is not None, shape, coder)
+    return behind(book, plan_contexts(codes, alphabet, found is not None, shape, coder))
+
+
+def write_reach(
+    writer: BitWriter, step: int, largest: int, kind: int, dtype: np.dtype[Any]
+) -> None:
+    """Append the pattern of a step (integers have none) and the largest multiple of it."""
+    writer.write(step, 8 * dtype.itemsize if kind == FLOAT else 0)
+    writer.golomb(largest, 3)
+
+
+def read_reach(bits: BitReader, kind: int, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Undo `write_reach`.
+
+    Raises:
+        FileError: more multiples than there are symbols, or a dtype that has none.
+    """
+    step, largest = bits.read(8 * dtype.itemsize) if kind == FLOAT else 0, bits.golomb(3)
+    if 2 * largest >= MOST_SYMBOLS or (kind == FLOAT and dtype.itemsize > 4):
+        raise FileError(f"integers up to {largest} are not possible for {dtype.name}")
+    return step, largest
+
+
+def behind(book: bytes, run: Coded | None) -> Coded | None:
+    """A run of codes behind what they mean; None where there is no run."""
     if run is None:
         return None
     return Coded(8 * len(book) + run.bits, lambda: [book, *run.pieces()])
@@ -96,11 +119,8 @@ class CodesReader:
         """Take the values of a whole tensor from the cursor."""
         bits = BitReader(cursor)
         if bits.read(1):
-            step = bits.read(8 * dtype.itemsize) if kind == FLOAT else 0
-            largest = bits.golomb(3)
+            step, largest = read_reach(bits, kind, dtype)
             bits.close()
-            if 2 * largest >= MOST_SYMBOLS or (kind == FLOAT and dtype.itemsize > 4):
-                raise FileError(f"integers up to {largest} are not possible for {dtype.name}")
             self._levels = lattice(step, 2 * largest + 1, kind, dtype)
         else:
             bits.close()

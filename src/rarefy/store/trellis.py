@@ -22,7 +22,7 @@ from rarefy.store.codebook import multiples
 from rarefy.store.contexts import MOST_SYMBOLS, ContextReader, plan_contexts
 from rarefy.store.fields import BitReader, BitWriter, Cursor
 from rarefy.store.keys import FLOAT, SIGNED
-from rarefy.store.lattice import integers_of
+from rarefy.store.lattice import behind, integers_of, read_reach, write_reach
 from rarefy.store.symbols import Coded
 
 NEXT = np.array([[0, 2], [2, 0], [1, 3], [3, 1]], dtype=np.uint8)
@@ -97,16 +97,12 @@ def plan_trellis(
         parts.append(((2 * np.abs(part)) - (part < 0)).astype(np.uint16))
     symbols = np.concatenate(parts).reshape(-1)
     largest = int(symbols.max()) + 1 >> 1
-    writer = BitWriter()
-    writer.write(step, 8 * dtype.itemsize if kind == FLOAT else 0)
-    writer.golomb(largest, 3)
-    book, alphabet = writer.to_bytes(), 2 * largest + 1
     if 2 * largest >= MOST_SYMBOLS:
         return None
-    run = plan_contexts(symbols, alphabet, True, shape, coder, always=True)
-    if run is None:
-        return None
-    return Coded(8 * len(book) + run.bits, lambda: [book, *run.pieces()])
+    writer = BitWriter()
+    write_reach(writer, step, largest, kind, dtype)
+    run = plan_contexts(symbols, 2 * largest + 1, True, shape, coder, always=True)
+    return behind(writer.to_bytes(), run)
 
 
 class TrellisReader:
@@ -123,11 +119,8 @@ class TrellisReader:
         if kind not in (FLOAT, SIGNED) or dtype.itemsize not in (2, 4) or len(shape) < 2:
             raise FileError(f"a tensor of {dtype.name} and shape {shape} has no trellis")
         bits = BitReader(cursor)
-        self._step = bits.read(8 * dtype.itemsize) if kind == FLOAT else 0
-        largest = bits.golomb(3)
+        self._step, largest = read_reach(bits, kind, dtype)
         bits.close()
-        if 2 * largest >= MOST_SYMBOLS:
-            raise FileError(f"indices up to {largest} are not possible")
         self._codes = ContextReader(cursor, 2 * largest + 1, shape)
         self._kind, self._dtype = kind, dtype
         self._width = int(np.prod(shape[1:]))
