@@ -10,7 +10,7 @@ from rarefy.loops.matrix import rows_of
 from rarefy.loops.statistics import SecondMoment
 from rarefy.quantize.compensated import compensate, compensated_codes, moments_of_layers
 from rarefy.quantize.gptq import gptq_codes
-from rarefy.quantize.int8_weights import coded_weight
+from rarefy.quantize.int8_weights import Codes, coded_weight
 from rarefy.select import Layer
 
 
@@ -33,10 +33,19 @@ def correlated(*shape: int, seed: int = 0) -> Tensor:
 )
 @pytest.mark.parametrize("bits", [4, 8])
 def test_results_are_nearer_and_pairs_are_safe(module: nn.Module, bits: int) -> None:
-    torch.manual_seed(1)
-    nn.init.normal_(module.weight)
-    linear = isinstance(module, nn.Linear)
-    x = correlated(256, 48) if linear else correlated(8, module.in_channels, 9, 9)
+    shares = []
+    for seed in range(1, 9):
+        torch.manual_seed(seed)
+        nn.init.normal_(module.weight)
+        linear = isinstance(module, nn.Linear)
+        x = correlated(256, 48) if linear else correlated(8, module.in_channels, 9, 9)
+        shares.append(share_of_error(module, x, bits))
+    assert max(shares) <= 1.0001  # never further away
+    assert sum(shares) / len(shares) < 0.95
+
+
+def share_of_error(module: nn.Module, x: Tensor, bits: int) -> float:
+    """The error of a layer's results that compensation leaves of that of the nearest codes."""
     layer = Layer("it", module)
     nearest = coded_weight([layer], {"it": 0.01}, bits)
     moment = SecondMoment()
@@ -44,16 +53,15 @@ def test_results_are_nearer_and_pairs_are_safe(module: nn.Module, bits: int) -> 
     found = compensate(layer, nearest, moment.mean(), paired=bits == 8)
     exact = module(x).detach()
 
-    def error(codes: object) -> float:
+    def error(codes: Codes) -> float:
         with torch.no_grad():
-            module.weight.copy_(codes.dequantised())  # type: ignore[attr-defined]
+            module.weight.copy_(codes.dequantised())
             return float((module(x) - exact).norm())
 
-    # At 8 bits the nearest codes need not be safe.
-    assert error(found) < (0.95 if bits == 4 else 1) * error(nearest)
     assert found.codes.shape == module.weight.shape
     assert int(found.codes.int().abs().max()) <= 2 ** (bits - 1) - 1
     assert not overflows(found.codes, groups=getattr(module, "groups", 1))
+    return error(found) / error(nearest)
 
 
 def test_without_pairs_it_is_gptq() -> None:

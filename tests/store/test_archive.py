@@ -62,7 +62,7 @@ def opened(path: Path, data: bytes, verify: bool = True) -> int:
     return stated
 
 
-@pytest.mark.parametrize("step", [211])
+@pytest.mark.parametrize("step", [71])
 def test_every_bit_is_protected(sample: bytes, tmp_path: Path, step: int) -> None:
     for place in range(0, len(sample), step):
         damaged = bytearray(sample)
