@@ -9,8 +9,9 @@
 DIR holds the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`). Every network is cut to the share of
 multiply-accumulates, its batch norms are measured anew, and it is trained on labels and the original's
 answers; accuracies are those of the test set. Latency is of a batch of one in ONNX Runtime, all networks in
-turns in one session of measurement at the end, as a share of the baseline's with quartiles; its kernels work on
-eight channels at a time, so that widths are multiples of eight unless asked otherwise. Finished rows are kept under `--out`, so that the table can be made in parts.
+turns in one session of measurement at the end, as a share of the baseline's with quartiles; its kernels work
+on eight channels at a time, so widths are multiples of eight unless asked otherwise. Finished rows are kept
+under `--out`, so that the table can be made in parts.
 """
 
 import argparse

@@ -34,3 +34,11 @@ def test_a_rate_is_met_and_harm_halves_the_squared_step() -> None:
     bits = float(prices_of(codes)[(codes + LARGEST).long()].sum())
     assert bits == pytest.approx(3.0 * W.numel(), rel=0.05)
     assert table_step(2.0, 1.0) ** 2 == pytest.approx(table_step(1.0, 1.0) ** 2 / 2)
+
+
+def test_a_rate_passes_through_what_was_measured() -> None:
+    rate = table_rate(W, 2.0)
+    slope = slope_for({"w": rate}, 3.0 * W.numel())
+    rate.correct(slope, 4.0 * W.numel())
+    assert rate.bits(slope) == pytest.approx(4.0 * W.numel())
+    assert slope_for({"w": rate}, 3.0 * W.numel()) > slope

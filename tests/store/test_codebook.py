@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rarefy.errors import FileError
-from rarefy.store.codebook import find_levels, level_codes, read_levels, write_levels
+from rarefy.store.codebook import find_levels, find_scale, level_codes, read_levels, write_levels
+from rarefy.store.coding import encode_tensor
 from rarefy.store.fields import BitReader, BitWriter, Cursor
 from rarefy.store.keys import FLOAT, SIGNED, UNSIGNED, distinct, from_keys, kind_of, to_keys
 
@@ -77,6 +78,27 @@ def test_a_scale_and_integers_take_a_few_bytes(scale: float, dtype: type) -> Non
     assert np.array_equal(
         read_levels(BitReader(Cursor(data)), FLOAT, values.dtype, 300), from_keys(levels, FLOAT)
     )
+
+
+@pytest.mark.parametrize("smallest", [1, 7, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_grid_is_found_whatever_multiple_is_the_smallest(smallest: int, dtype: type) -> None:
+    rng = np.random.default_rng(smallest)
+    integers = np.concatenate([[smallest], rng.integers(smallest + 1, 400, 30) | 1])
+    values = (dtype(0.0123) * integers.astype(dtype)).astype(dtype)
+    levels = find_levels(values.view(f"u{values.dtype.itemsize}"), FLOAT)
+    assert levels is not None
+    found = find_scale(levels, values.dtype)
+    assert found is not None
+    assert found[1] == sorted({2 * int(i) for i in integers})
+
+
+def test_few_values_on_a_grid_take_little_though_all_differ() -> None:
+    integers = np.random.default_rng(0).permutation(np.arange(-300, 300))[:150]
+    on_grid = encode_tensor(integers.astype(np.float32) * np.float32(0.0123))
+    assert len(on_grid) < 150 * 11 / 8 + 16  # 600 multiples have 10 bits at most, of 32
+    loose = np.random.default_rng(0).standard_normal(150).astype(np.float32)
+    assert len(encode_tensor(loose)) > 2 * len(on_grid)
 
 
 def test_negative_zero_is_a_level_of_its_own() -> None:

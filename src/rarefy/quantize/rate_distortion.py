@@ -33,7 +33,6 @@ from rarefy.quantize.row_gains import as_rows, gradient_energy, grouped, moments
 from rarefy.quantize.slopes import (
     Rate,
     exponent_of,
-    slope_bits,
     slope_for,
     step_of,
     tried_rate,
@@ -112,10 +111,13 @@ class RateDistortion(Step):
                 visit.layer.name: self.round(visit, energy[visit.layer.name], 2.0**slope)
                 for visit in walk(model, batches, layers)
             }
-            spent = sum(stored_bits(x) for x in originals if x.name in grids)
+            stored = {x.name: stored_bits(x) for x in originals if x.name in grids}
+            spent = sum(stored.values())
             if abs(spent - target) <= SLACK * target or not left:
                 break
-            slope = slope_for(rates, slope_bits(rates, slope) * target / spent)
+            for name, bits in stored.items():
+                rates[name].correct(slope, bits)
+            slope = slope_for(rates, target)
             for layer, (weight, bias) in originals.items():
                 layer.stored.copy_(weight)
                 if bias is not None:

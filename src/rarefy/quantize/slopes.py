@@ -27,6 +27,12 @@ class Rate:
         x, y = (*x, x[-1] + 6), (*y, 0.0)
         return float(np.interp(slope, x, y))
 
+    def correct(self, slope: float, bits: float) -> None:
+        """Scales all points so that the weight takes `bits` at a slope where that was measured."""
+        expected = self.bits(slope)
+        if expected > 0:
+            self.points = [(x, y * bits / expected) for x, y in self.points]
+
 
 def tried_rate(W: Tensor, some: int, unit: float, coded: Callable[[float, float], Tensor]) -> Rate:
     """The bits of a weight at several slopes, from those of a part of it.

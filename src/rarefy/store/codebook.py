@@ -26,11 +26,14 @@ from rarefy.store.runs import open_run
 MOST_LEVELS = 4096
 """Tensors with more distinct values are not searched for a codebook."""
 
+_DIVISORS = np.arange(1, 65)
+"""Multiples of the scale that the smallest level is tried to be."""
+
 _SAMPLE = 1 << 14
 
 
 def find_levels(pattern: NDArray[Any], kind: int) -> NDArray[Any] | None:
-    """Keys of all distinct values in increasing order, or None where a codebook can't pay.
+    """Keys of all distinct values in increasing order, or None where there are more than `MOST_LEVELS`.
 
     Args:
         pattern: shape (n,), n > 0, unsigned.
@@ -45,9 +48,14 @@ def find_levels(pattern: NDArray[Any], kind: int) -> NDArray[Any] | None:
         if searched is None:
             return None
         found = searched
-    if found.size > MOST_LEVELS or found.size > max(16, pattern.size // 2):
-        return None
-    return np.sort(to_keys(found, kind))
+    return None if found.size > MOST_LEVELS else np.sort(to_keys(found, kind))
+
+
+def pays(levels: NDArray[Any], size: int, kind: int, dtype: np.dtype[Any]) -> bool:
+    """Whether codes of a codebook may take less than `size` values: few levels, or levels on a grid."""
+    return levels.size <= max(16, size // 2) or (
+        kind == FLOAT and find_scale(levels, dtype) is not None
+    )
 
 
 def _search(pattern: NDArray[Any]) -> NDArray[Any] | None:
@@ -187,16 +195,25 @@ def find_scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[in
         if not np.isfinite(values).all():
             return None
         magnitudes = np.abs(values)
-        smallest, largest = magnitudes[magnitudes > 0].min(), magnitudes.max()
-        for divisor in range(1, 9):
-            most = round(largest / (smallest / divisor))
-            if most > 1 << 15:
-                return None
+        largest = magnitudes.max()
+        exact = from_keys(levels, FLOAT)
+        after_one = np.ones(1, dtype).view(exact.dtype) + exact.dtype.type(1)
+        fineness = float(after_one.view(dtype)[0]) - 1  # of the dtype, relative to a value
+        for most in _reaches(magnitudes, fineness):
             integers = np.rint(magnitudes * (most / largest)).astype(np.uint64)
             folded = 2 * integers + np.signbit(values)
             start = int(np.array([largest / most]).astype(dtype).view(levels.dtype)[0])
             for pattern in range(max(start - 2, 0), start + 3):
-                exact = multiples(pattern, folded, dtype)
-                if np.array_equal(exact, from_keys(levels, FLOAT)):
+                if np.array_equal(multiples(pattern, folded, dtype), exact):
                     return pattern, folded.tolist()
     return None
+
+
+def _reaches(magnitudes: NDArray[Any], fineness: float) -> list[int]:
+    """Integers that the largest of some magnitudes may be if a few of them are multiples of one scale."""
+    smallest, largest = magnitudes[magnitudes > 0].min(), magnitudes.max()
+    most = np.rint(largest / smallest * _DIVISORS)
+    most = most[most <= 1 << 15]
+    few = magnitudes[:: 1 + magnitudes.size // 16, None] * (most / largest)
+    off = np.abs(few - np.rint(few)).max(0)
+    return [int(m) for m in most[off <= most * fineness]]

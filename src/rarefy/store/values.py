@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.store.adaptive import encode_mixed
-from rarefy.store.codebook import find_levels, level_codes, write_levels
+from rarefy.store.codebook import find_levels, level_codes, pays, write_levels
 from rarefy.store.keys import PIECE, from_keys, histogram
 from rarefy.store.lattice import plan_codes
 from rarefy.store.planes import plan_planes
@@ -116,4 +116,6 @@ def count_others(values: Values, size: int) -> int:
 def values_of(pattern: NDArray[Any], kind: int, real: np.dtype[Any]) -> Values:
     """The form that suits an array of patterns, shape (n,), n > 0."""
     levels = find_levels(pattern, kind)
-    return Planes(pattern, kind) if levels is None else Codes(pattern, levels, kind, real)
+    if levels is None or not pays(levels, pattern.size, kind, real):
+        return Planes(pattern, kind)
+    return Codes(pattern, levels, kind, real)
