@@ -192,7 +192,9 @@ class Labels:
         rows = block.labels.movedim(axis, 0).flatten(1)
         if axis in block.locked:
             self.fix(rows)
-        self.unite(rows[:, :1], rows)
+        first = rows[:, :1].expand_as(rows)
+        new = (self.find(first) != self.find(rows)) | (first == FIXED) | (rows == FIXED)
+        self.unite(first[new], rows[new])
         for along, labels in block.slices.items():
             if along == axis:
                 self.unite(rows[:, 0], labels)
