@@ -4,12 +4,14 @@
     python benchmarks/cutting.py [NAME …]
 
 CPU seconds of one core, the two in turns, each run in a process of its own that has loaded the libraries;
-medians of three. Torch-Pruning (``pip install torch-pruning``) gets the heads of attention as its examples
-tell it to, keeps the classifier, and is stopped after 60 seconds; it does not compare the cut network with
-anything, rarefy's figure contains its proof.
+medians of three. What the imports left behind is kept from the garbage collector, which would walk through it
+in the middle of one run or another. Torch-Pruning (``pip install torch-pruning``) gets the heads of
+attention as its examples tell it to, keeps the classifier, and is stopped after 60 seconds; it does not
+compare the cut network with anything, rarefy's figure contains its proof.
 """
 
 import argparse
+import gc
 import math
 import multiprocessing
 import resource
@@ -107,6 +109,8 @@ def main() -> None:
     tools = ["rarefy", *(["torch-pruning"] if find_spec("torch_pruning") else [])]
     if len(tools) > 1:
         import torch_pruning  # noqa: F401
+    gc.collect()
+    gc.freeze()
     print("| network | " + " | ".join(tools) + " |\n| --- |" + " --- |" * len(tools))
     ratios = []
     for name in names:

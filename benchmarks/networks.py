@@ -138,7 +138,11 @@ def build_torchvision(name: str) -> tuple[Any, Any]:
     import torchvision.models as zoo
 
     kind = zoo.get_model_builder(name).__module__.split(".")[2]
-    bare = {"weights_backbone": None} if kind in ("detection", "segmentation") else {}
+    bare: dict[str, Any] = (
+        {"weights_backbone": None} if kind in ("detection", "segmentation") else {}
+    )
+    if kind == "detection" and not name.startswith("ssd"):  # which have one size
+        bare["min_size"] = 320  # else they enlarge every image to 800 pixels
     model = zoo.get_model(name, weights=None, **bare)
     if kind == "detection":
         return model, ([torch.rand(3, 160, 160) for _ in range(2)],)
