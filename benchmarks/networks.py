@@ -143,6 +143,10 @@ def build_torchvision(name: str) -> tuple[Any, Any]:
     )
     if kind == "detection" and not name.startswith("ssd"):  # which have one size
         bare["min_size"] = 320  # else they enlarge every image to 800 pixels
+        if "rcnn" in name:
+            bare["rpn_post_nms_top_n_test"] = (
+                100  # regions that the heads look at, instead of 1,000
+            )
     model = zoo.get_model(name, weights=None, **bare)
     if kind == "detection":
         return model, ([torch.rand(3, 160, 160) for _ in range(2)],)
