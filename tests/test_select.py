@@ -71,6 +71,15 @@ def test_patterns(patterns: object, expected: list[str]) -> None:
         assert names(plain(), patterns) == expected
 
 
+@pytest.mark.parametrize("patterns", ["type:LSTM", "rnn", "rnn.weight_*", "*.weight_*"])
+def test_recurrent_weights_are_meant_where_they_are_asked_for(patterns: str) -> None:
+    model = nn.ModuleDict({"rnn": nn.LSTM(3, 4, num_layers=2), "head": nn.Linear(4, 2)})
+    assert names(model) == ["head"]
+    found = [f"{layer.name}.{layer.tensor}" for layer in select(model, patterns)]
+    assert found == [f"rnn.weight_{way}_l{depth}" for depth in (0, 1) for way in ("ih", "hh")]
+    assert [x.tensor for x in select(model, "rnn.weight_hh*")] == ["weight_hh_l0", "weight_hh_l1"]
+
+
 def test_exclude_takes_away() -> None:
     assert names(plain(), exclude=("first", "last")) == USUAL[1:]
     with pytest.raises(RecipeError, match="leaves no layer"):

@@ -56,13 +56,13 @@ def select(
     A pattern is a glob on the dotted path (``"layer1.*"``; ``*`` also spans dots), ``"re:…"`` (a
     regular expression that must match the whole path), ``"type:Conv2d"`` (a class or one of its
     bases), an integer (the index that `describe` lists; negative ones count from the end),
-    ``"first"`` or ``"last"``. ``"encoder.attention.in_proj_weight"`` names a tensor that is not
-    called `weight`.
+    ``"first"`` or ``"last"``. ``"encoder.attention.in_proj_weight"`` and ``"rnn.weight_*"`` name
+    tensors that are not called `weight`.
 
     By default all convolutions, linear layers and other modules with a floating-point `weight` of
-    two or more axes are meant. Embeddings, and weights tied to them, are left out unless their path
-    is spelled out or their type is asked for; norms are never listed. A weight that several modules
-    share is listed once.
+    two or more axes are meant. Embeddings, weights tied to them, and recurrent networks are left out
+    unless their path is spelled out or their type is asked for; norms are never listed. A weight that
+    several modules share is listed once.
 
     Args:
         model: is not changed.
@@ -136,12 +136,11 @@ def candidates(model: nn.Module) -> list[Layer]:
 def held_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Every floating-point parameter of two or more axes: (path, module, attribute).
 
-    Norms are left out, and torch's recurrent networks, which keep references of their own to their
-    weights and would not notice a form.
+    Norms are left out.
     """
     for path, module in model.named_modules():
         inside_forms = "parametrizations" in path.split(".")
-        if inside_forms or is_norm(module) or isinstance(module, nn.RNNBase):
+        if inside_forms or is_norm(module):
             continue
         dressed = list(module.parametrizations) if parametrize.is_parametrized(module) else []
         plain = [name for name, held in module._parameters.items() if held is not None]
@@ -194,11 +193,19 @@ def matches(pattern: Pattern, layers: list[Layer]) -> list[Layer]:
         return usual[:1] if pattern == "first" else usual[-1:]
     if pattern.startswith("type:"):
         wanted = pattern.removeprefix("type:")
-        return [x for x in layers if x.tensor == "weight" and wanted in class_names(x.module)]
+        kept = [x for x in layers if x.tensor == "weight" or isinstance(x.module, nn.RNNBase)]
+        return [x for x in kept if wanted in class_names(x.module)]
     path, _, tensor = pattern.rpartition(".")
-    named = [x for x in layers if x.tensor == tensor != "weight" and fnmatchcase(x.name, path)]
+    named = [x for x in layers if names_tensor(x, tensor) and fnmatchcase(x.name, path)]
     fits = matcher(pattern)
     return named or [layer for layer in usual if fits(layer.name)]
+
+
+def names_tensor(layer: Layer, pattern: str) -> bool:
+    """Whether a pattern's last part means a tensor that is not called `weight`; recurrent ones by glob."""
+    if isinstance(layer.module, nn.RNNBase) and pattern.startswith("weight_"):
+        return fnmatchcase(layer.tensor, pattern)
+    return layer.tensor == pattern != "weight"
 
 
 def is_usual(layer: Layer) -> bool:
@@ -209,7 +216,8 @@ def is_usual(layer: Layer) -> bool:
 def spellings(layer: Layer) -> set[str]:
     """The ways to write a layer's path in full."""
     whole = f"{layer.name}.{layer.tensor}"
-    return {whole, layer.name} if layer.tensor == "weight" else {whole}
+    alone = layer.tensor == "weight" or isinstance(layer.module, nn.RNNBase)
+    return {whole, layer.name} if alone else {whole}
 
 
 def class_names(module: nn.Module) -> list[str]:

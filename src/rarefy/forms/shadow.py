@@ -50,6 +50,9 @@ def unparametrize(module: nn.Module, name: str) -> None:
 def restore_class(module: nn.Module) -> None:
     """Gives a module without parametrizations its original class back."""
     del module._modules["parametrizations"]
+    for number, hook in list(module._forward_hooks.items()):
+        if hook is refresh:
+            del module._forward_hooks[number]
     module.__class__ = type(module).__bases__[0]
 
 
@@ -69,6 +72,14 @@ def dress(module: nn.Module, name: str, form: Form) -> None:
     if parametrize.is_parametrized(module) and not parametrize.is_parametrized(module, name):
         separate_class(module)
     parametrize.register_parametrization(module, name, form, unsafe=True)
+    if isinstance(module, nn.RNNBase) and refresh not in module._forward_hooks.values():
+        module.register_forward_hook(refresh)
+
+
+@torch.no_grad()
+def refresh(module: nn.RNNBase, *_: Any) -> None:
+    """Leaves a recurrent network weights of its own without a history: with one it could not be copied."""
+    module._init_flat_weights()
 
 
 def forms_of(module: nn.Module, name: str = "weight") -> list[nn.Module]:
