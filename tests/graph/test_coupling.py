@@ -321,6 +321,13 @@ class Ranked(nn.Module):
         return self.d(self.c(y).relu())
 
 
+def test_kernels_are_no_reason_to_call_a_layer_whole() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Conv2d(4, 2, 3)
+    )
+    assert couple(model, torch.randn(2, 3, 9, 9)).whole == {}
+
+
 def test_layers_that_are_kept_whole_are_told_with_the_reason() -> None:
     found = couple(Ranked(), torch.randn(2, 5), keep=["c"])
     assert found.groups == ()

@@ -99,11 +99,12 @@ def test_a_layer_that_runs_on_two_widths_is_left_alone_without_harm() -> None:
 class Auxiliary(nn.Module):
     """A second head that runs in training alone, as GoogLeNet has."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: bool = False, late: bool = False) -> None:
         super().__init__()
-        self.fails = fails
+        self.fails, self.late = fails, late
         self.a, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 2)
         self.aux, self.last, self.drop = nn.Conv2d(6, 4, 1), nn.Linear(4, 2), nn.Dropout(0.5)
+        self.pooled = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> object:
         y = self.norm(self.a(x)).relu()
@@ -112,7 +113,10 @@ class Auxiliary(nn.Module):
             return out
         if self.fails:
             raise ValueError("targets, please")
-        return out, self.last(self.aux(y).relu().mean((2, 3)))
+        aux = self.aux(y)
+        if self.late:
+            raise ValueError("targets, please")
+        return out, self.last(self.pooled(aux.relu().mean((2, 3), keepdim=True)).flatten(1))
 
 
 def test_heads_that_run_in_training_alone_are_cut_too() -> None:
@@ -128,6 +132,21 @@ def test_heads_that_run_in_training_alone_are_cut_too() -> None:
     out, aux = model.train()(IMAGE)
     assert out.shape == aux.shape == (2, 2)
     assert model.aux.weight.shape == (2, 3, 1, 1)
+
+
+def test_one_example_is_enough_for_norms_that_run_in_training_alone() -> None:
+    model = Auxiliary()
+    found = seen(model, IMAGE[:1])
+    assert {name: size for name, (size, _) in found.items()} == {"a": 6, "aux": 4}
+    halves_and_agrees(model, IMAGE[:1])
+    assert model.train()(IMAGE)[1].shape == (2, 2)
+
+
+def test_what_reads_before_a_head_fails_stays_whole() -> None:
+    model = Auxiliary(late=True)
+    assert seen(model, IMAGE) == {}
+    model.late = False
+    assert model.train()(IMAGE)[1].shape == (2, 2)
 
 
 def test_a_head_that_asks_for_more_than_inputs_stays_whole() -> None:

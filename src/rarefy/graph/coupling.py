@@ -64,14 +64,19 @@ class Coupling:
     def whole(self) -> dict[str, str]:
         """Parameters none of whose output channels can go → why, but for those that the network gives."""
         labels = self.book.labels
-        found = {}
-        for (name, axis), role in self.book.roles.items():
+        reasons: dict[str, str] = {}
+        able = set()
+        for (name, axis), role in self.book.roles.items():  # the taps of a kernel are outputs, too
             own = self.book.parameters[name][axis]
-            if role == "out" and len(own) > 1 and not bool(labels.free[own].any()):
-                reason = labels.reason_for(own)
-                if reason not in ("", OUTPUT):
-                    found[name] = reason if " " in reason else f"{reason} needs them all"
-        return found
+            if role == "out" and bool(labels.free[own].any()):
+                able.add(name)
+            elif role == "out" and len(own) > 1:
+                reasons.setdefault(name, labels.reason_for(own))
+        return {
+            name: why if " " in why else f"{why} needs them all"
+            for name, why in reasons.items()
+            if name not in able and why not in ("", OUTPUT)
+        }
 
     def even(self, counts: dict[str, int]) -> dict[str, int]:
         """The nearest numbers of units to take, group by group, that the network's code allows."""

@@ -166,13 +166,20 @@ def run(model: nn.Module, example: Inputs, functions: Functions) -> list[Tensor]
 def run_in_training(model: nn.Module, example: Inputs, functions: Functions) -> None:
     """Runs a network as in training, for heads that work only there; buffers and random state come back.
 
-    A network that needs more than inputs in training, labels say, keeps what did not run.
+    Batch norms use what they know, since one example has no statistics. A network that needs more than inputs
+    in training, labels say, keeps what did not run before.
     """
     state = {name: b.detach().clone() for name, b in model.named_buffers()}
+    read = set(functions.book.read)
     try:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         with torch.random.fork_rng():
-            run(model.train(), example, functions)
+            run(model, example, functions)
     except Exception as error:  # whatever the network's own code may raise
+        functions.book.read = read
         functions.book.barriers[f"a run as in training, which fails ({described(error)})"] = 1
     finally:
         model.eval()
