@@ -34,6 +34,11 @@ class Layer:
     index: int = 0
 
     @property
+    def path(self) -> str:
+        """The module's path, with the tensor's name where it is not called `weight`: one for each weight."""
+        return self.name if self.tensor == "weight" else f"{self.name}.{self.tensor}"
+
+    @property
     def weight(self) -> Tensor:
         """The weight as the network uses it now, forms applied."""
         return getattr(self.module, self.tensor)
@@ -98,12 +103,17 @@ def describe(layers: Iterable[Layer]) -> list[dict[str, Any]]:
     """A dry run: what a step would touch, one row a layer: index, name, type, shape, parameters."""
     rows = []
     for layer in layers:
-        name = layer.name if layer.tensor == "weight" else f"{layer.name}.{layer.tensor}"
         kind = type(layer.module).__name__.removeprefix("Parametrized")
         shape = list(layer.weight.shape)
         number = layer.weight.numel()
         rows.append(
-            {"index": layer.index, "name": name, "type": kind, "shape": shape, "parameters": number}
+            {
+                "index": layer.index,
+                "name": layer.path,
+                "type": kind,
+                "shape": shape,
+                "parameters": number,
+            }
         )
     return rows
 

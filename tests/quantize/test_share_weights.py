@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from rarefy.errors import ModelError, RecipeError
+from rarefy.export.onnx import export_onnx
+from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.forms.codebook import Codebook
 from rarefy.forms.mask import set_mask
 from rarefy.forms.shadow import bake, find
+from rarefy.prune.prune_weights import PruneWeights
 from rarefy.quantize.share_weights import ShareWeights, share
 from rarefy.step import Context
 from rarefy.task import Task
@@ -127,3 +130,39 @@ def test_bad_settings_end_in_a_sentence(digits_task) -> None:
     model[2].weight.data[0, 0] = torch.nan
     with pytest.raises(ModelError, match="weight of '2' holds NaN"):
         ShareWeights(epochs=0).apply(model, context_of(digits_task, model))
+
+
+def test_a_recurrent_network_shares_after_it_was_pruned() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 8)
+    task = Task("noise", x, train=[(x, torch.zeros(6, 5, 16))], loss=squared)
+    model = Reading().eval()
+    for step in (
+        PruneWeights(sparsity=0.5, layers="type:LSTM"),
+        ShareWeights(layers="type:LSTM", bits=3, epochs=2, initialisation="exact"),
+    ):
+        context = context_of(task, model)
+        model = step.apply(model, context)
+    assert set(context.record["distinct_values"]) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0"}
+    dressed = copy.deepcopy(model)(x)
+    bake(model)
+    weights = [model.rnn.weight_ih_l0, model.rnn.weight_hh_l0]
+    assert [int(w.unique().numel()) for w in weights] == [8, 8]
+    assert sum(int((w == 0).sum()) for w in weights) == sum(w.numel() for w in weights) // 2
+    assert torch.equal(model(x), dressed)
+    assert torch.allclose(OnnxRuntime(export_onnx(model, x))(x), dressed, atol=1e-6)
+
+
+class Reading(nn.Module):
+    """What an LSTM says at every step, (B, T, 8) to (B, T, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x)[0]
+
+
+def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs - targets).square().mean()

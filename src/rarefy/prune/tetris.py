@@ -189,7 +189,7 @@ class Tetris(Step):
             keep = torch.from_numpy(cut_to(tiling, sizes.shape)).to(W.device)
             set_mask(layer.module, keep.view(layer.weight.shape), layer.tensor)
             total = max(float(sizes.sum()), 1e-30)
-            lost[layer.name] = [norm / total for norm in norms]
+            lost[layer.path] = [norm / total for norm in norms]
         context.record["pruned_norm"] = lost
         if not self.epochs:
             return model

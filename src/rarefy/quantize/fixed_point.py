@@ -111,6 +111,6 @@ class FixedPoint(Step):
             form = OnGrid(scale, zero_point, grid, -1 if axis is None else axis)
             clothe(shared, w, form)
             off = codes.to(w.dtype).mul_(along(scale, axis, w.dim())).sub_(w)
-            errors[layer.name] = float(off.norm() / w.norm().clamp(min=1e-30))
+            errors[layer.path] = float(off.norm() / w.norm().clamp(min=1e-30))
         context.record["relative_error"] = errors
         return model

@@ -111,8 +111,8 @@ class ShareWeights(Step):
                 continue
             clothe(shared, w, form)
             off = layer.weight.detach() - w
-            errors[layer.name] = float(off.norm() / w.norm())
-            values[layer.name] = form.levels + form.zero
+            errors[layer.path] = float(off.norm() / w.norm())
+            values[layer.path] = form.levels + form.zero
         context.record.update(relative_error=errors, distinct_values=values)
         if not self.epochs:
             return model

@@ -90,7 +90,7 @@ def write_sensitivity(
         }
     rows: list[Row] = document["rows"]
     done = {row["layer"] for row in rows}
-    left = [layer for layer in select(model) if name_of(layer) not in done]
+    left = [layer for layer in select(model) if layer.path not in done]
     out.mkdir(parents=True, exist_ok=True)
 
     def keeping(into: list[Row]) -> Callable[[list[Row]], None]:
@@ -152,14 +152,14 @@ def probe(
                     quality = evaluate(model, task, "validation", reference=reference)
                 found.append(
                     {
-                        "layer": name_of(layer),
+                        "layer": layer.path,
                         "type": type(layer.module).__name__.removeprefix("Parametrized"),
                         "parameters": weight.numel(),
                         "sparsity": sparsity,
                         "metric": quality.value,
                     }
                 )
-                advance(1, f"{name_of(layer)} {sparsity:.0%}")
+                advance(1, f"{layer.path} {sparsity:.0%}")
             keep(found)
             yield from found
 
@@ -167,11 +167,6 @@ def probe(
 def answers(model: nn.Module) -> nn.Module:
     """A copy that answers as the network did before any layer was pruned."""
     return copy.deepcopy(model).eval()
-
-
-def name_of(layer: Layer) -> str:
-    """A layer's path, with the tensor's name where it is not called `weight`."""
-    return layer.name if layer.tensor == "weight" else f"{layer.name}.{layer.tensor}"
 
 
 @contextmanager
