@@ -100,13 +100,22 @@ def test_budgets_are_met_and_not_overdone(
 
 def test_a_latency_budget_is_met_by_the_clock_it_is_given(net: nn.Module, few: Task) -> None:
     ctx = context(net, few)
-    step = PruneChannels(sparsity=0.4, target="latency")
+    step = PruneChannels(sparsity=0.4, target="latency", round_to=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rarefy.prune.channel_cut.cost_of", shares_of_work)
         found = step.apply(copy.deepcopy(net), ctx)
     told = ctx.record["rounds"][-1]["latency"]
     assert told == macs(found, few.example) / macs(net, few.example)
     assert 0.45 < told <= 0.6
+
+
+def test_a_latency_budget_leaves_the_widths_that_the_runtime_likes(
+    net: nn.Module, few: Task
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rarefy.prune.channel_cut.cost_of", shares_of_work)
+        found = PruneChannels(sparsity=0.4, target="latency").apply(net, context(net, few))
+    assert (found.a.out_channels, found.fc1.out_features % 8) == (8, 0)  # type: ignore[union-attr,operator]
 
 
 def shares_of_work(target: str, model: nn.Module, example: Tensor):  # type: ignore[no-untyped-def]
