@@ -34,11 +34,13 @@ def inverse_factor(A: Tensor, damping: float) -> Tensor:
     Raises:
         ModelError: the moments are not finite.
     """
-    A = A.double()
     if not bool(torch.isfinite(A).all()):
         raise ModelError("what a layer reads is NaN or infinite on calibration data")
+    A = A.to(torch.float64, copy=True)
     diagonal = A.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, keepdim=True)
     ridge = damping * mean + torch.where(diagonal == 0, mean.clamp(min=1e-30), 0.0)
-    L = torch.linalg.cholesky(A + torch.diag_embed(ridge.clamp(min=torch.finfo(A.dtype).tiny)))
-    return torch.linalg.cholesky(torch.cholesky_inverse(L), upper=True)
+    diagonal.add_(ridge.clamp(min=torch.finfo(A.dtype).tiny))
+    A = torch.linalg.cholesky(A)
+    A = torch.cholesky_inverse(A)
+    return torch.linalg.cholesky(A, upper=True)

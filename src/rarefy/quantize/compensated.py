@@ -25,7 +25,9 @@ from rarefy.task import Inputs
 
 BLOCK = 64  # columns after which what lies far behind is brought up to date
 WIDEST = 1536  # products of one sum beyond which second moments outweigh small networks
-ROOM = 1 << 26  # entries of second moments that are held at a time
+ROOM = (
+    1 << 22
+)  # entries of second moments that are held at a time, or a quarter as many as of weights
 
 
 def compensated_codes(
@@ -108,19 +110,20 @@ def moments_of_layers(
 ) -> Iterator[tuple[Layer, Tensor]]:
     """Second moments of what each layer multiplies, for as many layers at a time as there is room for."""
     waiting: list[Layer] = []
-    room = 0
+    held, room = 0, max(ROOM, sum(p.numel() for p in model.parameters()) // 4)
     for layer in [*layers, None]:
         size = 0
         if layer is not None:
             size = layer.weight[0].numel() ** 2 * groups_of(layer.module)
-        if waiting and (layer is None or room + size > ROOM):
+        if waiting and (layer is None or held + size > room):
             wanted: dict[tuple[str, Side], SecondMoment] = {
                 (x.name, "rows"): SecondMoment(torch.float32) for x in waiting
             }
             gather(model, batches, wanted)
             for x in waiting:
-                if wanted[x.name, "rows"].count:  # it was run
-                    yield x, wanted[x.name, "rows"].mean()
-            waiting, room = [], 0
+                found = wanted.pop((x.name, "rows"))
+                if found.count:  # it was run
+                    yield x, found.mean()
+            waiting, held = [], 0
         if layer is not None:
-            waiting, room = [*waiting, layer], room + size
+            waiting, held = [*waiting, layer], held + size
