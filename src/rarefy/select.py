@@ -101,21 +101,16 @@ def select(
 
 def describe(layers: Iterable[Layer]) -> list[dict[str, Any]]:
     """A dry run: what a step would touch, one row a layer: index, name, type, shape, parameters."""
-    rows = []
-    for layer in layers:
-        kind = type(layer.module).__name__.removeprefix("Parametrized")
-        shape = list(layer.weight.shape)
-        number = layer.weight.numel()
-        rows.append(
-            {
-                "index": layer.index,
-                "name": layer.path,
-                "type": kind,
-                "shape": shape,
-                "parameters": number,
-            }
-        )
-    return rows
+    return [
+        {
+            "index": layer.index,
+            "name": layer.path,
+            "type": type(layer.module).__name__.removeprefix("Parametrized"),
+            "shape": list(layer.weight.shape),
+            "parameters": layer.weight.numel(),
+        }
+        for layer in layers
+    ]
 
 
 def sharing(model: nn.Module, layer: Layer) -> list[Layer]:
@@ -134,23 +129,17 @@ def candidates(model: nn.Module) -> list[Layer]:
     usual: list[Layer] = []
     special: list[Layer] = []
     for path, module, name in held_weights(model):
-        parameter = stored_parameter(module, name)
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
         layer = Layer(path, module, name)
-        (usual if is_usual(layer) else special).append(layer)
+        if id(layer.stored) not in seen:
+            seen.add(id(layer.stored))
+            (usual if is_usual(layer) else special).append(layer)
     return [replace(layer, index=index) for index, layer in enumerate((*usual, *special))]
 
 
 def held_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every floating-point parameter of two or more axes: (path, module, attribute).
-
-    Norms are left out.
-    """
+    """Every floating-point parameter of two or more axes but norms': (path, module, attribute)."""
     for path, module in model.named_modules():
-        inside_forms = "parametrizations" in path.split(".")
-        if inside_forms or is_norm(module):
+        if "parametrizations" in path.split(".") or is_norm(module):
             continue
         dressed = list(module.parametrizations) if parametrize.is_parametrized(module) else []
         plain = [name for name, held in module._parameters.items() if held is not None]
@@ -196,15 +185,13 @@ def matches(pattern: Pattern, layers: list[Layer]) -> list[Layer]:
         if pattern < 0:
             return usual[pattern : pattern + 1 or None] if -pattern <= len(usual) else []
         return [layer for layer in layers if layer.index == pattern]
-    spelled = [x for x in layers if pattern in spellings(x)]
-    if spelled:
+    if spelled := [x for x in layers if pattern in spellings(x)]:
         return spelled
     if pattern in ("first", "last"):
         return usual[:1] if pattern == "first" else usual[-1:]
     if pattern.startswith("type:"):
         wanted = pattern.removeprefix("type:")
-        kept = [x for x in layers if x.tensor == "weight" or isinstance(x.module, nn.RNNBase)]
-        return [x for x in kept if wanted in class_names(x.module)]
+        return [x for x in layers if named_by_module(x) and wanted in class_names(x.module)]
     path, _, tensor = pattern.rpartition(".")
     named = [x for x in layers if names_tensor(x, tensor) and fnmatchcase(x.name, path)]
     fits = matcher(pattern)
@@ -218,6 +205,11 @@ def names_tensor(layer: Layer, pattern: str) -> bool:
     return layer.tensor == pattern != "weight"
 
 
+def named_by_module(layer: Layer) -> bool:
+    """Whether the module's name alone means the weight."""
+    return layer.tensor == "weight" or isinstance(layer.module, nn.RNNBase)
+
+
 def is_usual(layer: Layer) -> bool:
     """Whether a layer is meant where nothing particular is asked for."""
     return layer.tensor == "weight" and not is_embedding(layer.module)
@@ -226,8 +218,7 @@ def is_usual(layer: Layer) -> bool:
 def spellings(layer: Layer) -> set[str]:
     """The ways to write a layer's path in full."""
     whole = f"{layer.name}.{layer.tensor}"
-    alone = layer.tensor == "weight" or isinstance(layer.module, nn.RNNBase)
-    return {whole, layer.name} if alone else {whole}
+    return {whole, layer.name} if named_by_module(layer) else {whole}
 
 
 def class_names(module: nn.Module) -> list[str]:
@@ -253,8 +244,7 @@ def hint(pattern: Pattern, layers: list[Layer]) -> str:
     if pattern.startswith("type:"):
         kinds = {type(x.module).__name__.removeprefix("Parametrized") for x in layers}
         return nearest(pattern.removeprefix("type:"), kinds)
-    names = [layer.name for layer in layers]
-    told = nearest(pattern, names)
+    told = nearest(pattern, names := [layer.name for layer in layers])
     if told.startswith("; known") and len(names) > SHOWN:
         return f"{nearest(pattern, names[:SHOWN])} and {len(names) - SHOWN} more"
     return told
