@@ -25,9 +25,7 @@ from rarefy.task import Inputs
 
 BLOCK = 64  # columns after which what lies far behind is brought up to date
 WIDEST = 1536  # products of one sum beyond which second moments outweigh small networks
-ROOM = (
-    1 << 22
-)  # entries of second moments that are held at a time, or a quarter as many as of weights
+ROOM = 1 << 26  # entries of second moments that are held at a time
 
 
 def compensated_codes(
@@ -110,12 +108,12 @@ def moments_of_layers(
 ) -> Iterator[tuple[Layer, Tensor]]:
     """Second moments of what each layer multiplies, for as many layers at a time as there is room for."""
     waiting: list[Layer] = []
-    held, room = 0, max(ROOM, sum(p.numel() for p in model.parameters()) // 4)
+    held = 0
     for layer in [*layers, None]:
         size = 0
         if layer is not None:
             size = layer.weight[0].numel() ** 2 * groups_of(layer.module)
-        if waiting and (layer is None or held + size > room):
+        if waiting and (layer is None or held + size > ROOM):
             wanted: dict[tuple[str, Side], SecondMoment] = {
                 (x.name, "rows"): SecondMoment(torch.float32) for x in waiting
             }
