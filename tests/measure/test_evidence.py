@@ -28,10 +28,11 @@ def test_channels_that_the_code_counts_are_named_in_the_report(
 ) -> None:
     torch.manual_seed(0)
     result = compress(Numbered(), digits_task, [PruneChannels(sparsity=0.5, allocation="local")])
-    notes = [n for n in result.document["notes"] if "written as numbers" in n]
-    (note,) = notes
-    assert "reshape with sizes written as numbers (1 times)" in note
-    assert note.startswith("PruneChannels(")
+    step = "PruneChannels(allocation='local')"
+    assert result.document["notes"] == [
+        f"{step}: channels stay that meet reshape with sizes written as numbers (1 times)",
+        f"{step}: all channels of a.weight stay: view needs them all",
+    ]
     result.save(tmp_path / "out")
     assert "reshape with sizes written as numbers" in (tmp_path / "out/report.html").read_text()
     result.workspace.cleanup()
@@ -47,11 +48,11 @@ def test_groups_that_were_spared_are_told_by_their_reason() -> None:
             "e": "no proof",
             "f": "no proof",
         },
-        "barriers": ["sort (2 times)"],
+        "barriers": ["channels stay that meet sort (2 times)"],
     }
     assert remarks({"measurement": {"name": "Step()"}, "record": record}) == [
         "one",
         "Step() left 'd' whole: it fails",
         "Step() left 'a', 'b', 'e' and 1 more whole: no proof",
-        "Step() kept the channels that meet sort (2 times)",
+        "Step(): channels stay that meet sort (2 times)",
     ]

@@ -57,7 +57,7 @@ class Coupling:
     @property
     def barrier_lines(self) -> list[str]:
         """The barriers, and the layers that are kept whole, as a report tells them."""
-        lines = [f"{what} ({n} times)" for what, n in self.barriers.items()]
+        lines = [f"channels stay that meet {what} ({n} times)" for what, n in self.barriers.items()]
         return lines + [f"all channels of {name} stay: {why}" for name, why in self.whole.items()]
 
     @property

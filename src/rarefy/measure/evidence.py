@@ -47,7 +47,7 @@ def remarks(fact: dict[str, Any]) -> list[str]:
     spared = [
         f"{name} left {listed(groups)} whole: {why}" for why, groups in sorted(reasons.items())
     ]
-    kept = [f"{name} kept the channels that meet {what}" for what in record.get("barriers", [])]
+    kept = [f"{name}: {line}" for line in record.get("barriers", [])]
     return [*record.get("notes", []), *spared, *kept]
 
 

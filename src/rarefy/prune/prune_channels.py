@@ -57,7 +57,7 @@ class PruneChannels(Step):
             the network's code allows one of them alone, that is done.
         round_to: the channels that stay are a multiple of it, where a group has that many; default: 8 for
             a budget in latency, because ONNX Runtime's convolutions work on eight channels at a time and
-            are slower with others, else 1.
+            make little use of other numbers, else 1.
         largest: share of a group's units that may go at most.
         rounds: in which the cut grows; 1 is one shot.
         schedule: how it grows: ``"one-shot"``, ``"linear"``, ``"geometric"``, ``"cubic"``.
