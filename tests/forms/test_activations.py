@@ -52,6 +52,22 @@ def test_sites_are_reached_wherever_they_are() -> None:
     assert torch.equal(model(x=x), joined)  # also when the input is named
 
 
+def test_a_call_may_read_what_was_there_before_the_quantiser() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.sin()
+            return torch.cat([y + x, torch.stack([y, y]).sum(0), y * 2], 1)
+
+    x = torch.randn(5, 3)
+    model, s = Sums(), x.sin()
+    model.register_parameter("w", nn.Parameter(torch.ones(1)))
+    unrounded = [(":add#0", ":sin#0"), (":stack#0", ":sin#0")]
+    quantize_sites(model, {":sin#0": (-1.0, 1.0)}, lambda _: GRID, unrounded)
+    expected = torch.cat([s + x, 2 * s, rounded(s, -1, 1) * 2], 1)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+
+
 def test_the_second_call_of_a_module_is_another_site() -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(5, 3)

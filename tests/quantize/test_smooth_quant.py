@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rarefy.quantize.smooth_quant import SmoothQuant, smoothing_factors, sources_of
+from rarefy.quantize.dynamic_int8 import DynamicInt8
+from rarefy.quantize.smooth_quant import Reach, SmoothQuant, expected_error, smoothing_factors
+from rarefy.quantize.smooth_sources import sources_of
 from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context
 from rarefy.task import Task
@@ -75,13 +77,21 @@ def test_sources_are_norms_read_by_linear_layers_alone(outliers: nn.Module) -> N
         ("norm1", ("q", "k", "v")),
         ("norm2", ("fc1",)),
         ("fc1", ("fc2",)),
+        (None, ("out",)),
     ]
-    assert sources_of(Post().eval(), torch.randn(2, 6, 16)) == []
+    found = sources_of(Post().eval(), torch.randn(2, 6, 16))
+    assert [(s.maker, s.readers) for s in found] == [(None, ("a",)), (None, ("b",))]
+
+
+def test_what_reads_the_same_is_multiplied_alike(outliers: nn.Module) -> None:
+    outliers.add_module("norm1", nn.Sequential(outliers.norm1, nn.Tanh()))
+    found = sources_of(outliers, torch.randn(2, 6, 16))
+    assert (None, ("q", "k", "v")) in [(s.maker, s.readers) for s in found]
 
 
 def test_nothing_changes_before_rounding_and_much_less_afterwards(outliers: nn.Module) -> None:
     context = context_of(outliers)
-    smoothed = SmoothQuant().apply(copy.deepcopy(outliers), context)
+    smoothed = SmoothQuant(multiply=False).apply(copy.deepcopy(outliers), context)
     assert error(smoothed, outliers) <= 1e-5
     assert set(context.record["smoothed"]) == {"norm1", "norm2", "fc1"}
     off = [
@@ -113,10 +123,69 @@ def test_factors_in_numbers() -> None:
     assert smoothing_factors(x, w, 1.0).tolist() == [4.0, 9.0, 1.0]
 
 
-def test_a_network_without_such_norms_is_told() -> None:
+@pytest.fixture
+def post() -> nn.Module:
+    """A norm that the residual stream reads too, with two channels a hundred times larger than the others."""
+    torch.manual_seed(0)
     model = Post().eval()
-    context = context_of(model)
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    SmoothQuant().apply(model, context)
-    assert "nothing can take factors up" in context.record["notes"][0]
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    with torch.no_grad():
+        model.norm.weight[[3, 11]] *= 100
+        model.b.weight[:, [3, 11]] /= 100
+    return model
+
+
+@pytest.mark.parametrize("step", [StaticInt8(range="minmax"), DynamicInt8("tensor")])
+def test_multiplications_stand_in_for_norms(post: nn.Module, step: StaticInt8) -> None:
+    context = context_of(post)
+    smoothed = SmoothQuant().apply(copy.deepcopy(post), context)
+    assert error(smoothed, post) <= 1e-5
+    assert set(context.record["smoothed"]) == {"b"}
+    assert isinstance(smoothed.b.layer, nn.Linear)
+    off = [
+        error_of_sum(step.apply(copy.deepcopy(m), context_of(m)), post) for m in (post, smoothed)
+    ]
+    assert off[1] < 0.5 * off[0]
+
+
+def error_of_sum(model: nn.Module, exact: nn.Module) -> float:
+    """Of what is added to the stream, which is itself a hundred times larger."""
+    x = torch.randn(32, 6, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        stream = exact.norm(x + exact.a(x).sigmoid())  # type: ignore[operator]
+        y, z = model(x) - stream, exact(x) - stream
+    return float((y - z)[..., :3].norm() / z[..., :3].norm())
+
+
+def test_nothing_is_multiplied_if_that_is_not_wanted(post: nn.Module) -> None:
+    context = context_of(post)
+    before = {name: t.clone() for name, t in post.state_dict().items()}
+    SmoothQuant(multiply=False).apply(post, context)
+    assert "nothing" in context.record["notes"][0]
+    assert all(torch.equal(t, before[n]) for n, t in post.state_dict().items())
+
+
+def test_a_layer_whose_errors_would_grow_stays() -> None:
+    torch.manual_seed(0)
+    post = Post().eval()
+    with torch.no_grad():
+        post.b.weight[:, 3] *= 100
+    context = context_of(post)
+    # with alpha 0 the weights become even, and all that they differed in goes into the activations
+    SmoothQuant(alpha=0.0).apply(post, context)
+    assert "b" not in context.record["smoothed"]
+    assert isinstance(post.b, nn.Linear)
+
+
+def test_the_expected_error_is_the_measured_one() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 12, generator=draw) * torch.linspace(0.1, 3, 12)
+    w = torch.randn(9, 12, generator=draw)
+    s = torch.rand(12, generator=draw) + 0.5
+    reach = Reach()
+    reach.update(x)
+    y, v = x / s, w * s
+    low, high = y.min(), y.max()
+    step, rows = (high - low) / 255, v.abs().amax(1, keepdim=True) / 127
+    rounded = ((y - low) / step).round() * step + low
+    found = (rounded @ ((v / rows).round() * rows).T - x @ w.T).square().sum(1).mean()
+    assert float(found) == pytest.approx(expected_error(reach, w, s), rel=0.35)

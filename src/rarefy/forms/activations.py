@@ -5,9 +5,10 @@ A site is the output of one function call (see `rarefy.graph.calls`) or an input
 (``input#0``), so additions and concatenations are reached as well as layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,23 +53,70 @@ class ActivationQuantizer(nn.Module):
 
 
 class QuantizingWatcher(CallWatcher):
-    """Quantises what leaves the sites that have a quantiser."""
+    """Quantises what leaves the sites that have a quantiser.
 
-    def __init__(self, model: nn.Module, at_site: Mapping[str, nn.Module]) -> None:
+    Args:
+        model: the network.
+        at_site: quantisers.
+        unrounded: pairs of a call and a site whose value it reads as it was before the quantiser.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        at_site: Mapping[str, nn.Module],
+        unrounded: Iterable[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(model)
         self.at_site = at_site
+        pairs = [(reader, site) for reader, site in unrounded if site in at_site]
+        self.readers = {reader for reader, _ in pairs}
+        self.waiting = Counter(site for _, site in pairs)
+        self.before: dict[int, tuple[str, Tensor, Tensor]] = {}
 
     def at(self, site: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if site in self.readers:
+            (args, kwargs), found = self.taken_back((args, kwargs))
+            for number in found:
+                self.forget(number)
         result = func(*args, **kwargs)
         quantizer = self.at_site.get(site)
         if quantizer is None:
             return result
+        if self.waiting[site] and isinstance(result, Tensor):
+            rounded = self.rounded(quantizer, result)
+            self.before[id(rounded)] = (site, rounded, result)
+            return rounded
         parts = parts_of(result)
         if not parts:
             raise ModelError(
                 f"call '{site}' gave a {type(result).__name__} where a tensor was calibrated"
             )
-        return quantizer(result) if isinstance(result, Tensor) else tuple(map(quantizer, parts))
+        if isinstance(result, Tensor):
+            return self.rounded(quantizer, result)
+        return tuple(self.rounded(quantizer, part) for part in parts)
+
+    def rounded(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        """What a quantiser makes of a value."""
+        return cast(Tensor, quantizer(x))
+
+    def taken_back(self, values: Any) -> tuple[Any, set[int]]:
+        """Arguments with what they were before quantisers, and which tensors that were."""
+        if isinstance(values, dict):
+            parts, found = self.taken_back(list(values.values()))
+            return dict(zip(values, parts, strict=True)), found
+        if isinstance(values, (tuple, list)):
+            pairs = [self.taken_back(value) for value in values]
+            return type(values)(v for v, _ in pairs), set().union(*(f for _, f in pairs))
+        held = self.before.get(id(values))
+        return (values, set()) if held is None else (held[2], {id(values)})
+
+    def forget(self, number: int) -> None:
+        """Lets a value go that no call waits for any more."""
+        site = self.before[number][0]
+        self.waiting[site] -= 1
+        if not self.waiting[site]:
+            del self.before[number]
 
 
 class ActivationQuantizers(nn.Module):
@@ -77,11 +125,18 @@ class ActivationQuantizers(nn.Module):
     Args:
         sites: names of the sites, in order.
         quantizers: one for each.
+        unrounded: see `QuantizingWatcher`.
     """
 
-    def __init__(self, sites: list[str], quantizers: list[nn.Module]) -> None:
+    def __init__(
+        self,
+        sites: list[str],
+        quantizers: list[nn.Module],
+        unrounded: Iterable[tuple[str, str]] = (),
+    ) -> None:
         super().__init__()
         self.sites = list(sites)
+        self.unrounded = list(unrounded)
         self.quantizers = nn.ModuleList(quantizers)
         self.active: list[ExitStack] = []
 
@@ -99,7 +154,7 @@ class ActivationQuantizers(nn.Module):
         """Before a forward pass: quantises the inputs and watches the calls."""
         stack = ExitStack()
         by_site = self.at_site()
-        stack.enter_context(QuantizingWatcher(model, by_site).watching())
+        stack.enter_context(QuantizingWatcher(model, by_site, self.unrounded).watching())
         self.active.append(stack)
         names = {f"input#{i}": value for i, value in enumerate((*args, *kwargs.values()))}
         values = [
@@ -141,7 +196,10 @@ def detach_quantizers(model: nn.Module) -> None:
 
 
 def quantize_sites(
-    model: nn.Module, ranges: Mapping[str, tuple[float, float]], grid_of: Callable[[str], Grid]
+    model: nn.Module,
+    ranges: Mapping[str, tuple[float, float]],
+    grid_of: Callable[[str], Grid],
+    unrounded: Iterable[tuple[str, str]] = (),
 ) -> ActivationQuantizers:
     """Attaches a quantiser to every site, on the grid that covers its range.
 
@@ -149,6 +207,7 @@ def quantize_sites(
         model: changed in place.
         ranges: (lowest, highest) value of each site.
         grid_of: the integers of a site.
+        unrounded: see `QuantizingWatcher`.
     """
     from rarefy.forms.grid import grid_for_range
 
@@ -160,6 +219,6 @@ def quantize_sites(
         scale, zero_point = grid_for_range(ends[0], ends[1], grid)
         quantizers.append(ActivationQuantizer(scale.to(device), zero_point.to(device), grid))
     detach_quantizers(model)
-    holder = ActivationQuantizers(list(ranges), quantizers)
+    holder = ActivationQuantizers(list(ranges), quantizers, unrounded)
     holder.attach(model)
     return holder

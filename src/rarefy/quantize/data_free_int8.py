@@ -93,10 +93,11 @@ class DataFreeInt8(Step):
         moments = moments_of(model, flow, statistics, inputs_of(example))
         ranges = ranges_of(prepared, moments, self.deviations)
         self.round(prepared, ranges, rows_read(model, flow, moments), context)
-        quantize_sites(model, ranges, lambda _: prepared.runtime.activations)
+        placed, grid = prepared.placement, prepared.runtime.activations
+        quantize_sites(model, ranges, lambda _: grid, placed.unrounded)
         context.record.update(
             folded_norms=len(folded), equalised_pairs=len(pairs), replaced_clips=len(replaced),
-            ranges=ranges, integer_calls=list(prepared.placement.integer),
+            ranges=ranges, integer_calls=list(placed.integer),
         )  # fmt: skip
         return model
 

@@ -37,6 +37,8 @@ class Runtime:
         joining: pairwise kernels that copy, so that inputs nobody else reads take the scale of the result.
         silent: functions that leave no operator in the exported file.
         absorbed: operators that become part of the kernels in `weighted` that alone read their result.
+        normalising: float operators whose result other float operators read before it is rounded for integer
+            kernels: what a transformer's residual stream adds up needs more than 8 bits.
         activations: the integers of activations.
         bias: ``"int32"`` or ``"float"``, as kernels take it.
         scale_bits: 16 if scales of weights may come out of a cast when the file is loaded, else 32.
@@ -53,6 +55,7 @@ class Runtime:
     joining: frozenset[str]
     silent: frozenset[str] = frozenset({"dropout", "contiguous", "detach", "clone", "alias"})
     absorbed: frozenset[str] = frozenset({"pad"})
+    normalising: frozenset[str] = frozenset({"layer_norm", "rms_norm"})
     float_clips: bool = True
     quantised_ends: bool = False
     activations: Grid = UINT8
@@ -111,6 +114,7 @@ LITERT = replace(
     single=frozenset({"leaky_relu", "mean"}),
     float_output=frozenset(),
     moving=MOVING | {"avg_pool"},
+    normalising=frozenset(),
     quantised_ends=True,
     activations=Grid(8, signed=True, symmetric=False),
 )
@@ -144,6 +148,16 @@ def copies(item: Call, runtime: Runtime) -> bool:
     """Whether a call is a float operator that only copies values; padding is if it adds zeros."""
     value = item.arguments[3] if len(item.arguments) > 3 else None
     return kind(item) in runtime.copying and not value
+
+
+def passes(item: Call, runtime: Runtime) -> bool:
+    """Whether a call only moves, copies or clips what it reads."""
+    return moves(item, runtime) or copies(item, runtime) or kind(item) in runtime.clipping
+
+
+def gives_floats(item: Call, clipped: bool, runtime: Runtime) -> bool:
+    """Whether the kernel of a call can leave its result float, where it is clipped or not."""
+    return kind(item) in runtime.float_output and (runtime.float_clips or not clipped)
 
 
 def absorbs(item: Call, readers: list[Call], runtime: Runtime) -> bool:

@@ -3,7 +3,8 @@
 
 A runtime's integer kernel replaces a float operator only if every tensor that it reads comes off a
 quantiser and, for most kernels, what it gives goes into one. So a tensor gets a quantiser if one of its
-readers needs it or if the kernel that makes it does; all else stays float.
+readers needs it or if the kernel that makes it does; all else stays float. A sum that no integer kernel
+reads, as in a transformer's residual stream, stays float, too.
 """
 
 from collections import Counter
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from rarefy.graph.calls import Call, Calls
 from rarefy.quantize.flow import Flow, Value, flow_of
-from rarefy.quantize.kernels import ONNXRUNTIME_CPU, Runtime, copies, kind, moves
+from rarefy.quantize.kernels import ONNXRUNTIME_CPU, Runtime, copies, gives_floats, kind, moves
+from rarefy.quantize.streams import unrounded, worthwhile
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Placement:
         integer: sites of the calls that the runtime can replace by integer kernels.
         feeds: for calls with a quantised weight the module and the site of what it reads.
         float_ends: modules with a quantised weight that run once and whose result stays float.
+        unrounded: pairs of a float call and a site whose value it reads as it is before the quantiser.
     """
 
     groups: tuple[tuple[str, ...], ...]
     integer: tuple[str, ...]
     feeds: tuple[tuple[str, str], ...]
     float_ends: tuple[str, ...]
+    unrounded: tuple[tuple[str, str], ...] = ()
 
 
 def place(
@@ -56,6 +60,7 @@ def place(
         and has_kernel(item, flow, quantised, runtime)
         and not only_leaves(item, flow, runtime)
     ]
+    kernels = worthwhile(kernels, flow, runtime)
     integer = {item.site for item in kernels}
     wanted: dict[Value, None] = {}
     for value in flow.values:
@@ -79,7 +84,10 @@ def place(
         if runs[item.module] == 1
         and not any(value in wanted for value in made_by(item, flow, runtime))
     ]
-    return Placement(grouped(sites, links), tuple(sorted(integer)), tuple(feeds), tuple(ends))
+    raw = dict.fromkeys(unrounded(wanted, flow, integer, runtime))
+    return Placement(
+        grouped(sites, links), tuple(sorted(integer)), tuple(feeds), tuple(ends), tuple(raw)
+    )
 
 
 def has_kernel(item: Call, flow: Flow, quantised: Collection[str], runtime: Runtime) -> bool:
@@ -101,11 +109,6 @@ def only_leaves(item: Call, flow: Flow, runtime: Runtime) -> bool:
     clipped = bool(made) and vanishes(made[0], runtime)
     givable = runtime.quantised_ends or gives_floats(item, clipped, runtime)
     return not givable and all(value.leaves and not value.readers for value in ends)
-
-
-def gives_floats(item: Call, clipped: bool, runtime: Runtime) -> bool:
-    """Whether the kernel of a call can leave its result float, where it is clipped or not."""
-    return kind(item) in runtime.float_output and (runtime.float_clips or not clipped)
 
 
 def made_by(item: Call, flow: Flow, runtime: Runtime) -> list[Value]:

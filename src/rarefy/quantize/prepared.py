@@ -18,9 +18,9 @@ from rarefy.quantize.calibration import look
 from rarefy.quantize.damage import Rounding
 from rarefy.quantize.flow import flow_of
 from rarefy.quantize.int8_weights import Codes, coded_weight, quantise_bias, store_codes
-from rarefy.quantize.kernels import Runtime, copies, kind, moves
+from rarefy.quantize.kernels import Runtime, gives_floats, kind, passes
 from rarefy.quantize.output_error import Range, Reader, readers_of
-from rarefy.quantize.placement import Placement, gives_floats, place
+from rarefy.quantize.placement import Placement, place
 from rarefy.quantize.tied import holders
 from rarefy.select import Layer, matcher, select
 from rarefy.step import Patterns
@@ -84,7 +84,8 @@ class Prepared:
             store_codes(shared, codes[shared[0].name])
         if self.runtime.bias == "int32":
             quantise_biases(self.model, self.placement, self.scales(ranges))
-        quantize_sites(self.model, ranges, lambda _: self.runtime.activations)
+        grid, raw = self.runtime.activations, self.placement.unrounded
+        quantize_sites(self.model, ranges, lambda _: grid, raw)
         return self.model
 
     def bound(self, site: str) -> list[str]:
@@ -96,8 +97,7 @@ class Prepared:
             maker = value.maker if value is not None else None
             if maker is None:
                 continue
-            passes = moves(maker, self.runtime) or copies(maker, self.runtime)
-            if passes or kind(maker) in self.runtime.clipping:
+            if passes(maker, self.runtime):
                 pending += flow.read[maker.site]
                 continue
             integer = maker.site in self.placement.integer and kind(maker) in self.runtime.weighted

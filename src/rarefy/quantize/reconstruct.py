@@ -176,7 +176,7 @@ class Reconstruct(Step):
             return mixed(rounded, exact, self.drop) if is_float else rounded
 
         args, kwargs = pytree.tree_map(blend, sample.rounded, sample.exact)
-        with DroppingWatcher(model, sites_of(model), self.drop).watching():
+        with DroppingWatcher(model, self.drop).watching():
             found = tensors_of(module(*args, **kwargs))[0]
         return output_error(found, sample.target)
 

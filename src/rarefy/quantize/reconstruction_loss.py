@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a part of a rounded network is from the float one, and how it runs while it is mended."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rarefy.forms.activations import QuantizingWatcher
+from rarefy.forms.activations import QuantizingWatcher, quantizers_of
 from rarefy.quantize.reconstruction_units import Sample
 from rarefy.quantize.training_network import sites_of
 from rarefy.task import tensors_of
@@ -18,20 +18,17 @@ class DroppingWatcher(QuantizingWatcher):
     """Quantises what leaves the sites, but for a share of the values that is drawn anew each time.
 
     Args:
-        model: names the sites.
-        at_site: quantisers.
+        model: holds the quantisers and names the sites.
         drop: share that stays as it is.
     """
 
-    def __init__(self, model: nn.Module, at_site: dict[str, nn.Module], drop: float) -> None:
-        super().__init__(model, at_site)
+    def __init__(self, model: nn.Module, drop: float) -> None:
+        held = quantizers_of(model)
+        super().__init__(model, sites_of(model), held.unrounded if held is not None else ())
         self.drop = drop
 
-    def at(self, site: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
-        if site not in self.at_site:
-            return result
-        return mixed(self.at_site[site](result), result, self.drop)
+    def rounded(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        return mixed(super().rounded(quantizer, x), x, self.drop)
 
 
 def mixed(rounded: Tensor, exact: Tensor, drop: float) -> Tensor:
@@ -58,7 +55,7 @@ def unit_error(model: nn.Module, module: nn.Module, samples: Sequence[Sample]) -
     total = 0.0
     for sample in samples:
         args, kwargs = sample.rounded
-        with DroppingWatcher(model, sites_of(model), 0.0).watching():
+        with DroppingWatcher(model, 0.0).watching():
             found = tensors_of(module(*args, **kwargs))[0]
         total += float(output_error(found, sample.target)) * sample.size
     return total / sum(sample.size for sample in samples)

@@ -2,10 +2,12 @@
 """Outliers of activations move into the weights that read them, so that both fit into 8 bits.
 
 Xiao, Lin, Seznec, Wu, Demouth, Han: SmoothQuant, 2022, arXiv 2211.10438, equations 3 and 4. The factors are
-taken up by the layer norm, or the layer, that makes the activations; the network computes the same.
+taken up by the layer norm, or the layer, that makes the activations; the network computes the same. Where
+something else reads them too, as behind the norms of BERT, a multiplication is put in front of the linear
+layers. Departure: a place is left as it is unless the rounding errors that its ranges let expect fall.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,22 +15,43 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
-from rarefy.graph.calls import Call
+from rarefy.forms.channel_scale import scaled
 from rarefy.graph.fold import raw_weight
 from rarefy.loops.gather import Side, gather
-from rarefy.loops.statistics import Range
+from rarefy.loops.statistics import ChannelMoments, Range
 from rarefy.measure.quality import batches_of
-from rarefy.quantize.calibration import look
-from rarefy.quantize.chains import pairs_of_layers
 from rarefy.quantize.equalise import divide_outputs, multiply_inputs
-from rarefy.quantize.flow import Value, flow_of
-from rarefy.quantize.kernels import ONNXRUNTIME_CPU, kind
-from rarefy.quantize.tied import holders
-from rarefy.select import candidates, select
+from rarefy.quantize.smooth_sources import NORMS, Source, sources_of
+from rarefy.quantize.weight_layers import exchange
+from rarefy.select import select
 from rarefy.step import Context, Count, Fraction, Patterns, Step
-from rarefy.task import Inputs, move
+from rarefy.task import move
 
-NORMS = (nn.LayerNorm, nn.RMSNorm)
+STEPS, LARGEST = 255, 127
+"""Steps between the ends of an activation's range, and of a weight's from zero to its largest."""
+
+WORTH = 0.75
+"""A multiplication costs time; it is put in where no more than this share of the squared error is left."""
+
+
+class Reach:
+    """Ranges and mean squares of channels, (channels,) each, of tensors (..., channels)."""
+
+    def __init__(self) -> None:
+        self.range, self.moments = Range(-1), ChannelMoments(-1)
+
+    def update(self, x: Tensor) -> None:
+        """Takes a tensor in."""
+        self.range.update(x)
+        self.moments.update(x)
+
+    def largest(self) -> Tensor:
+        """max|X| of each channel."""
+        return torch.maximum(self.range.high, -self.range.low)
+
+    def square(self) -> Tensor:
+        """Mean of X² of each channel."""
+        return (self.moments.mean.square() + self.moments.variance()).float()
 
 
 def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -44,74 +67,47 @@ def smoothing_factors(activations: Tensor, weights: Tensor, alpha: float) -> Ten
     return torch.where(usable & torch.isfinite(s) & (s > 0), s, torch.ones_like(s))
 
 
-@dataclass(frozen=True)
-class Source:
-    """What makes activations that nothing but linear layers reads.
+def expected_error(reach: Reach, weight: Tensor, s: Tensor) -> float:
+    """Squared error that 8-bit rounding adds to the outputs of a layer for one example.
 
-    Attributes:
-        maker: path of the norm or layer.
-        readers: paths of the linear layers.
-    """
-
-    maker: str
-    readers: tuple[str, ...]
-
-
-def sources_of(model: nn.Module, example: Inputs) -> list[Source]:
-    """Norms whose every reader is a linear layer, and pairs of linear layers with a ReLU at most between.
+    Rounding to steps of d adds d² / 12 to a value, independent of all others: activations are rounded in one
+    step, weights in one step for each row.
 
     Args:
-        model: in eval mode.
-        example: a batch on its device.
+        reach: of the activations, (channels,).
+        weight: (outputs, channels).
+        s: (channels,) factors from activations to weights.
     """
-    modules = dict(model.named_modules())
-    alone = {shared[0].name for shared in holders(model, candidates(model)) if len(shared) == 1}
-    flow = flow_of(*look(model, example), ONNXRUNTIME_CPU)
-    calls = [v.maker.module for v in flow.values if v.maker is not None and is_norm(v.maker)]
-    found = []
-    for value in flow.values:
-        maker = value.maker
-        if maker is None or not is_norm(maker) or calls.count(maker.module) > 1:
-            continue
-        norm = modules[maker.module]
-        if isinstance(norm, NORMS) and norm.weight is not None and reads_plainly(value, modules):
-            paths = tuple(dict.fromkeys(reader.module for reader in value.readers))
-            if set(paths) <= alone:
-                found.append(Source(maker.module, paths))
-    for pair in pairs_of_layers(model, example):
-        if all(isinstance(modules[p], nn.Linear) for p in (pair.first, pair.second)):
-            found.append(Source(pair.first, (pair.second,)))
-    return found
-
-
-def is_norm(item: Call) -> bool:
-    """Whether a call is that of a layer norm."""
-    return item.function in ("layer_norm", "rms_norm")
-
-
-def reads_plainly(value: Value, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether nothing but linear layers reads a value."""
-    if value.leaves or not value.readers:
-        return False
-    return all(
-        kind(reader) == "linear" and isinstance(modules[reader.module], nn.Linear)
-        for reader in value.readers
-    )
+    low, high = (reach.range.low / s).min().clamp(max=0), (reach.range.high / s).max().clamp(min=0)
+    moved = weight * s
+    rows = moved.abs().amax(1) / LARGEST
+    of_activations = ((high - low) / STEPS).square() * moved.square().sum()
+    of_weights = rows.square().sum() * (reach.square() / s.square()).sum()
+    return float((of_activations + of_weights) / 12)
 
 
 @torch.no_grad()
-def smooth(model: nn.Module, source: Source, reach: Tensor, alpha: float) -> Tensor:
-    """Moves the factors of one source; returns them.
+def smooth(model: nn.Module, source: Source, reach: Reach, alpha: float) -> Tensor | None:
+    """Moves the factors of one source, or leaves it alone; returns the factors.
 
     Args:
         model: changed in place.
         source: maker and readers.
-        reach: (channels,) largest absolute activation of each channel.
+        reach: of the activations.
         alpha: see `smoothing_factors`.
     """
     readers: list[Any] = [model.get_submodule(path) for path in source.readers]
-    weights = torch.stack([raw_weight(reader).abs().amax(0) for reader in readers]).amax(0)
-    s = smoothing_factors(reach.to(weights), weights, alpha)
+    weight = torch.cat([raw_weight(reader) for reader in readers])
+    s = smoothing_factors(reach.largest().to(weight), weight.abs().amax(0), alpha)
+    before, after = (expected_error(reach, weight, each) for each in (torch.ones_like(s), s))
+    if not after < (WORTH if source.maker is None else 1.0) * before:
+        return None
+    for reader in readers:
+        multiply_inputs(reader, s)
+    if source.maker is None:
+        for reader in readers:
+            exchange(model, reader, scaled(reader, 1 / s))
+        return s
     maker: Any = model.get_submodule(source.maker)
     if is_a_norm(model, source.maker):
         maker.weight.div_(s)
@@ -119,24 +115,26 @@ def smooth(model: nn.Module, source: Source, reach: Tensor, alpha: float) -> Ten
             maker.bias.div_(s)
     else:
         divide_outputs(maker, s)
-    for reader in readers:
-        multiply_inputs(reader, s)
     return s
 
 
 @dataclass(frozen=True)
 class SmoothQuant(Step):
-    """Evens out activations in front of linear layers; float before and after, for `static-int8` to follow.
+    """Evens out activations in front of linear layers; float before and after, for `static-int8` or
+    `dynamic-int8` to follow.
 
     Attributes:
-        alpha: share of the difficulty that moves from activations into weights; 0.5 as a rule, more where
-            activations have strong outliers.
+        alpha: share of the difficulty that moves from activations into weights. The paper has 0.5 to 0.8.
+        multiply: whether activations that no norm or layer can take factors up for, because something else
+            reads them too, are multiplied in front of the linear layers.
         examples: of calibration, at most.
-        layers: only linear layers among these are served, see `rarefy.select.select`.
+        layers: only linear layers among these are served, see `rarefy.select.select`; one that is multiplied
+            for is called ``<name>.layer`` from then on.
         exclude: layers to leave out.
     """
 
-    alpha: Fraction = 0.5
+    alpha: Fraction = 0.75
+    multiply: bool = True
     examples: Count = 128
     layers: Patterns = "*"
     exclude: Patterns = ()
@@ -149,19 +147,24 @@ class SmoothQuant(Step):
         """Scales in place."""
         example = move(context.task.example, context.device)
         names = {layer.name for layer in select(model, self.layers, exclude=self.exclude)}
-        sources = [s for s in sources_of(model.eval(), example) if set(s.readers) <= names]
-        allowed = [s for s in sources if s.maker in names or is_a_norm(model, s.maker)]
+        allowed = [s for s in sources_of(model.eval(), example) if self.serves(model, s, names)]
         notes = context.record.setdefault("notes", [])
-        if not allowed:
-            notes.append(
-                "smooth-quant: no layer norm is read by linear layers alone, so nothing can take factors up"
-            )
-        reaches = largest(model, allowed, context, self.examples)
+        reaches = reaches_of(model, allowed, context, self.examples)
+        found = {s.name: smooth(model, s, reaches[s], self.alpha) for s in allowed}
         context.record["smoothed"] = {
-            source.maker: float(smooth(model, source, reaches[source.maker], self.alpha).max())
-            for source in allowed
+            name: float(s.max()) for name, s in found.items() if s is not None
         }
+        if not context.record["smoothed"]:
+            notes.append("smooth-quant: nothing to gain, or nothing that can take factors up")
         return model
+
+    def serves(self, model: nn.Module, source: Source, names: set[str]) -> bool:
+        """Whether a source may be served."""
+        if not set(source.readers) <= names:
+            return False
+        if source.maker is None:
+            return self.multiply
+        return source.maker in names or is_a_norm(model, source.maker)
 
 
 def is_a_norm(model: nn.Module, path: str) -> bool:
@@ -169,24 +172,20 @@ def is_a_norm(model: nn.Module, path: str) -> bool:
     return isinstance(model.get_submodule(path), NORMS)
 
 
-def largest(
+def reaches_of(
     model: nn.Module, sources: Iterable[Source], context: Context, examples: int
-) -> dict[str, Tensor]:
-    """The largest absolute activation of each channel behind each source, over the calibration data.
+) -> dict[Source, Reach]:
+    """What flows out of each source, over the calibration data.
 
     Raises:
         ModelError: an activation is not finite.
     """
-    listed = list(sources)
-    wanted: dict[tuple[str, Side], Range] = {(s.readers[0], "input"): Range(-1) for s in listed}
-    if not wanted:
-        return {}
-    gather(model, batches_of(context.task, "calibration", examples), wanted)
-    found = {}
-    for source in listed:
-        seen = wanted[source.readers[0], "input"]
-        found[source.maker] = reach = torch.maximum(seen.high, -seen.low)
-        if not bool(torch.isfinite(reach).all()):
+    found = {source: Reach() for source in sources}
+    wanted: dict[tuple[str, Side], Reach] = {(s.readers[0], "input"): r for s, r in found.items()}
+    if wanted:
+        gather(model, batches_of(context.task, "calibration", examples), wanted)
+    for source, reach in found.items():
+        if not bool(torch.isfinite(reach.largest()).all()):
             raise ModelError(
                 f"what '{source.readers[0]}' reads is NaN or infinite on calibration data"
             )

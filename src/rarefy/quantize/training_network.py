@@ -78,7 +78,8 @@ def dress_for_training(
             quantizer = starting_quantizer(*found, method, start).to(device_of(model))
             sites |= {layout.training_site(site): quantizer for site in group}
     if sites:
-        ActivationQuantizers(list(sites), list(sites.values())).attach(model)
+        raw = [(reader, layout.training_site(site)) for reader, site in layout.placement.unrounded]
+        ActivationQuantizers(list(sites), list(sites.values()), raw).attach(model)
     if layout.runtime.bias == "int32":
         round_biases(model, layout)
 
@@ -191,7 +192,7 @@ def finish_training(model: nn.Module, layout: Layout) -> dict[str, Any]:
             ActivationQuantizer(scale.clone(), zero_point.clone(), grid)
             for grid, (scale, zero_point) in trained.values()
         ]
-        ActivationQuantizers(list(trained), plain).attach(model)
+        ActivationQuantizers(list(trained), plain, layout.placement.unrounded).attach(model)
     return report(layout, {site: ends_of_grid(*found) for site, found in trained.items()})
 
 
