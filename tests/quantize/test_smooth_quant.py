@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rarefy.export.onnx import export_onnx
 from rarefy.quantize.dynamic_int8 import DynamicInt8
 from rarefy.quantize.smooth_quant import Reach, SmoothQuant, expected_error, smoothing_factors
 from rarefy.quantize.smooth_sources import sources_of
@@ -154,6 +155,30 @@ def error_of_sum(model: nn.Module, exact: nn.Module) -> float:
         stream = exact.norm(x + exact.a(x).sigmoid())  # type: ignore[operator]
         y, z = model(x) - stream, exact(x) - stream
     return float((y - z)[..., :3].norm() / z[..., :3].norm())
+
+
+def test_readers_of_one_value_share_one_product_in_the_file() -> None:
+    class Three(Post):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return y + self.a(y).sigmoid() * self.b(y) + self.c(y)
+
+    torch.manual_seed(0)
+    model = Three().eval()
+    with torch.no_grad():
+        model.norm.weight[[3, 11]] *= 100
+        for layer in (model.a, model.b, model.c):
+            layer.weight[:, [3, 11]] /= 100
+    context = context_of(model)
+    smoothed = SmoothQuant().apply(model, context)
+    assert set(context.record["smoothed"]) == {"a"}
+    assert all(isinstance(m, nn.Sequential) for m in (smoothed.a, smoothed.b, smoothed.c))
+    graph = export_onnx(smoothed, context.task.example).graph
+    assert sum(node.op_type == "Mul" for node in graph.node) == 2  # one of them the gate's
 
 
 def test_nothing_is_multiplied_if_that_is_not_wanted(post: nn.Module) -> None:

@@ -229,3 +229,43 @@ def test_resnet20_quantises_in_the_right_places() -> None:
     assert len(context.record["ranges"]) == 2 + 3 * 9 + 2 + 1
     exact, ours = context.teacher(task.example), found(task.example)
     assert float((ours - exact).norm() / exact.norm()) < 0.1
+
+
+class Words(nn.Module):
+    """Rows of a table and what a linear layer makes of their mean; the table may be the last layer's too."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(40, 16), nn.Linear(16, 16)
+        self.last = nn.Linear(16, 40, bias=False)
+        if tied:
+            self.last.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.fc(self.table(x).mean(1)).relu())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_are_stored_as_codes(tied: bool) -> None:
+    torch.manual_seed(0)
+    model, draw = Words(tied).eval(), torch.Generator().manual_seed(0)
+    batches = [torch.randint(0, 40, (32, 6), generator=draw) for _ in range(3)]
+    task = Task("words", batches[0][:2], calibration=batches, labelled=False)
+    found = StaticInt8(correct=False).apply(copy.deepcopy(model), context_of(task, model))
+    form = find(found.table, Quantised, "weight")
+    assert form is not None
+    largest = model.table.weight.detach().abs().amax(1)
+    assert torch.all(
+        (found.table.weight - model.table.weight).abs().amax(1) <= 0.51 / 127 * largest * 1.3
+    )
+    proto = export_onnx(found, batches[0][:2])
+    held = {tuple(t.dims): t.data_type for t in proto.graph.initializer}
+    assert held[40, 16] == 3  # int8
+    x = torch.randint(0, 40, (50, 6), generator=draw)
+    with torch.no_grad():
+        expected, exact = found(x), model(x)
+    assert float((OnnxRuntime(proto)(x) - expected).abs().max() / exact.abs().max()) <= 0.02
+    assert float((expected - exact).norm() / exact.norm()) <= 0.03
+    if not tied:
+        left = StaticInt8(exclude="table").apply(model, context_of(task, model)).table
+        assert find(left, Quantised, "weight") is None

@@ -13,6 +13,7 @@ from rarefy.export.grouped_codes import lay_out_groups, narrow_type
 from rarefy.export.integer_products import look_codes_up, multiply_codes
 from rarefy.export.recurrent_weights import order_gates
 
+SMALL = 1 << 20  # bytes of a constant that is looked at
 PARAMETRIZED = re.compile(r"(.*)parametrizations\.(\w+)\.(?:original|\d+\.(\w+))")
 
 
@@ -40,6 +41,7 @@ def tidy(model: Any) -> Any:
     common.RemoveUnusedNodesPass()(model)
     lay_out_groups(model)
     look_codes_up(model)
+    share_factors(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -129,6 +131,21 @@ def transpose_codes(model: Any) -> None:
         source.outputs[0].shape = onnx_ir.Shape(array.shape)
         node.outputs[0].replace_all_uses_with(source.outputs[0])
         graph.remove(node, safe=True)
+
+
+def share_factors(graph: Any) -> None:
+    """Lets products of the same value with equal constants read one constant, so that they become one."""
+    first: dict[Any, Any] = {}
+    for node in graph:
+        for place, factor in enumerate(node.inputs if node.op_type == "Mul" else ()):
+            if factor is None or factor.const_value is None or not factor.is_initializer():
+                continue
+            array = factor.const_value.numpy()
+            if array.nbytes > SMALL:
+                continue
+            other = node.inputs[1 - place]
+            key = (id(other), place, array.dtype.str, array.shape, array.tobytes())
+            node.replace_input_with(place, first.setdefault(key, factor))
 
 
 def rename(model: Any) -> None:

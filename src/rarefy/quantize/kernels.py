@@ -40,6 +40,7 @@ class Runtime:
         normalising: float operators whose result other float operators read before it is rounded for integer
             kernels: what a transformer's residual stream adds up needs more than 8 bits.
         activations: the integers of activations.
+        looks_up: whether rows of 8-bit tables are looked up as codes.
         bias: ``"int32"`` or ``"float"``, as kernels take it.
         scale_bits: 16 if scales of weights may come out of a cast when the file is loaded, else 32.
     """
@@ -59,6 +60,7 @@ class Runtime:
     float_clips: bool = True
     quantised_ends: bool = False
     activations: Grid = UINT8
+    looks_up: bool = False
     bias: str = "int32"
     scale_bits: int = 16
 
@@ -80,6 +82,7 @@ ONNXRUNTIME_CPU = Runtime(
     clipping=frozenset({"relu", "hardtanh"}),
     joining=frozenset({"cat"}),
     float_clips=False,
+    looks_up=True,
 )
 
 # Its kernels give floats where nothing quantises their result, so a sum reads the convolution before it
@@ -98,6 +101,7 @@ OPENVINO = replace(
 TENSORRT = replace(
     ONNXRUNTIME_CPU,
     name="tensorrt",
+    looks_up=False,
     pairwise=frozenset({"add", "matmul"}),
     single=frozenset({"avg_pool"}),
     float_output=frozenset({"conv", "linear", "matmul", "add", "avg_pool"}),
@@ -111,6 +115,7 @@ TENSORRT = replace(
 LITERT = replace(
     ONNXRUNTIME_CPU,
     name="litert",
+    looks_up=False,
     single=frozenset({"leaky_relu", "mean"}),
     float_output=frozenset(),
     moving=MOVING | {"avg_pool"},

@@ -19,7 +19,7 @@ from rarefy.measure.quality import batches_of
 from rarefy.quantize.calibration import calibrate, look
 from rarefy.quantize.compensated import compensate, eligible, moments_of_layers
 from rarefy.quantize.damage import layer_noise
-from rarefy.quantize.int8_weights import Codes
+from rarefy.quantize.int8_weights import Codes, coded_weight, store_codes
 from rarefy.quantize.kernels import Runtime, table_of
 from rarefy.quantize.mean_outputs import correct_means, joined
 from rarefy.quantize.output_error import Range, output_errors
@@ -27,6 +27,8 @@ from rarefy.quantize.placement import Placement
 from rarefy.quantize.prepared import Prepared, placement_of, prepare, spread
 from rarefy.quantize.prepared import quantise_biases as quantise_biases
 from rarefy.quantize.ranges import Choice, choose_range, range_candidates
+from rarefy.quantize.tied import holders
+from rarefy.quantize.weight_layers import tables_of
 from rarefy.step import Context, Count, Patterns, Step
 from rarefy.task import Inputs, move
 
@@ -39,7 +41,8 @@ JUDGED = 4  # examples on which layers are judged
 class StaticInt8(Step):
     """Integer weights, one scale for each output channel, and 8-bit activations with calibrated ranges.
 
-    What a runtime can't compute in integers stays float, and so does the last output.
+    What a runtime can't compute in integers stays float, and so does the last output. Tables of embeddings
+    are stored in 8 bits, one scale for each row, where the runtime looks codes up.
 
     Attributes:
         bits: of weights, 2 to 8; stored in 8 each, but coded in fewer.
@@ -87,6 +90,9 @@ class StaticInt8(Step):
         if self.correct:
             correct_means(model, joined(self.few(context, AVERAGED)), how)
         prepared.finish(ranges, codes)
+        if prepared.runtime.looks_up:
+            for shared in holders(model, tables_of(model, self.layers, self.exclude)):
+                store_codes(shared, coded_weight(shared, {}))
         context.record.update(
             folded_norms=len(prepared.folded),
             ranges=ranges,

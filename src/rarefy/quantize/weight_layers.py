@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from rarefy.errors import RecipeError, nearest
+from rarefy.forms.affine import Quantised
+from rarefy.forms.shadow import find
 from rarefy.loops.blocks import put_module
 from rarefy.select import Layer, candidates, class_names, is_embedding, is_usual, matcher, select
 from rarefy.step import Patterns
@@ -45,6 +47,14 @@ def choose(model: nn.Module, layers: Patterns = "*", exclude: Patterns = ()) -> 
     if not left:
         raise RecipeError(f"layers={layers!r} with exclude={exclude!r} leaves no layer to work on")
     return Chosen([x for x in held if x in left], [x for x in loops if x in left])
+
+
+def tables_of(model: nn.Module, layers: Patterns = "*", exclude: Patterns = ()) -> list[Layer]:
+    """Embeddings among the layers that patterns mean, without those that hold codes already."""
+    chosen = choose(model, layers, exclude).layers
+    return [
+        x for x in chosen if is_embedding(x.module) and find(x.module, Quantised, x.tensor) is None
+    ]
 
 
 def meant(patterns: Patterns, every: list[Layer], role: str) -> set[Layer]:
