@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rarefy.errors import ModelError, TaskError
+from rarefy.loops.heap import kept_blocks
 from rarefy.loops.optimise import Average, Training, build_optimiser, rate_factor
 from rarefy.loops.progress import bar
 from rarefy.loops.resizing import resized
@@ -91,6 +92,7 @@ def train(
     with (
         prepared(accelerator, model, optimiser) as (wrapped, stepper),
         bar(watch.label, total * settings.epochs) as advance,
+        kept_blocks() if device.type == "cpu" else nullcontext(),
     ):
         descent = Descent(accelerator, wrapped, stepper, chosen, settings)
         advance(run.epoch * total)
