@@ -104,10 +104,11 @@ class QuantizingWatcher(CallWatcher):
         """Arguments with what they were before quantisers, and which tensors that were."""
         if isinstance(values, dict):
             parts, found = self.taken_back(list(values.values()))
-            return dict(zip(values, parts, strict=True)), found
+            return (dict(zip(values, parts, strict=True)) if found else values), found
         if isinstance(values, (tuple, list)):
             pairs = [self.taken_back(value) for value in values]
-            return type(values)(v for v, _ in pairs), set().union(*(f for _, f in pairs))
+            found = {number for _, numbers in pairs for number in numbers}
+            return (type(values)([value for value, _ in pairs]) if found else values), found
         held = self.before.get(id(values))
         return (values, set()) if held is None else (held[2], {id(values)})
 
