@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long it takes to find, prove and cut half of a network's coupled channels, beside Torch-Pruning.
 
-    python benchmarks/cutting.py [NAME …]
+    python benchmarks/cutting.py [--memory] [NAME …]
 
 CPU seconds of one core, the two in turns, each run in a process of its own that has loaded the libraries;
 medians of three. What the imports left behind is kept from the garbage collector, which would walk through it
 in the middle of one run or another. Torch-Pruning (``pip install torch-pruning``) gets the heads of
 attention as its examples tell it to, keeps the classifier, and is stopped after 60 seconds; it does not
-compare the cut network with anything, rarefy's figure contains its proof.
+compare the cut network with anything, rarefy's figure contains its proof. ``--memory`` measures rarefy's peak
+memory instead, the network itself included, beside that of two networks and a forward pass.
 """
 
 import argparse
@@ -74,19 +75,49 @@ def timed(tool: str, name: str, pipe: Any) -> None:
     pipe.send((took, sum(p.numel() for p in model.parameters()) / before))
 
 
-def run(tool: str, name: str) -> tuple[float, float] | None:
-    """One run in a process of its own; None if it failed or took too long."""
+def weighed(name: str, pipe: Any) -> None:
+    """Sends the megabytes of a network, and of a forward pass and of cutting above it."""
+    import torch
+    import torchvision
+
+    from rarefy.measure.memory import peak_memory
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    example = torch.randn(1, 3, 224, 224)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    forward = peak_memory(model, example)
+    cutting = peak_memory(lambda x: ours(model, x), example)
+    pipe.send(tuple(number / 1e6 for number in (size, forward, cutting)))
+
+
+def run(work: Any, *arguments: str) -> Any:
+    """What work sends from a process of its own; None if it failed or took too long."""
     forks = multiprocessing.get_context("fork")
     here, there = forks.Pipe(duplex=False)
-    process = forks.Process(target=timed, args=(tool, name, there))
+    process = forks.Process(target=work, args=(*arguments, there))
     process.start()
     there.close()
     try:
-        found: tuple[float, float] | None = here.recv()
+        found = here.recv()
     except EOFError:
         found = None
     process.join()
     return found
+
+
+def memory(names: list[str]) -> None:
+    """Prints one row a network."""
+    print("| network | its size | forward pass | peak of cutting | of two networks and a pass |")
+    print("| --- |" + " ---: |" * 4)
+    for name in names:
+        size, forward, cutting = run(weighed, name)
+        share = (size + cutting) / (2 * size + forward)
+        print(
+            f"| {name} | {size:.0f} MB | {forward:.0f} MB | {size + cutting:.0f} MB | {share:.2f} |",
+            flush=True,
+        )
 
 
 def told(found: list[tuple[float, float] | None]) -> str:
@@ -101,11 +132,16 @@ def main() -> None:
     """Prints one row a network and the geometric mean of the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES)
-    names = parser.parse_args().names
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    given = parser.parse_args()
+    names = list(given.names)
     import torchvision  # noqa: F401
 
     import rarefy.graph.proof  # noqa: F401  # what a run imports is no part of its time
 
+    if given.memory:
+        memory(names)
+        return
     tools = ["rarefy", *(["torch-pruning"] if find_spec("torch_pruning") else [])]
     if len(tools) > 1:
         import torch_pruning  # noqa: F401
@@ -118,7 +154,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for tool in tools:
                 if None not in found[tool]:
-                    found[tool].append(run(tool, name))
+                    found[tool].append(run(timed, tool, name))
         print(f"| {name} | " + " | ".join(told(each) for each in found.values()) + " |", flush=True)
         done = [[t for t, _ in filter(None, each)] or [SECONDS] for each in found.values()]
         if len(done) == 2:

@@ -4,7 +4,8 @@
 Xiao, Lin, Seznec, Wu, Demouth, Han: SmoothQuant, 2022, arXiv 2211.10438, equations 3 and 4. The factors are
 taken up by the layer norm, or the layer, that makes the activations; the network computes the same. Where
 something else reads them too, as behind the norms of BERT, a multiplication is put in front of the linear
-layers. Departure: a place is left as it is unless the rounding errors that its ranges let expect fall.
+layers. Departure: a place is left as it is unless the rounding errors that its ranges let expect
+fall by a quarter.
 """
 
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ STEPS, LARGEST = 255, 127
 """Steps between the ends of an activation's range, and of a weight's from zero to its largest."""
 
 WORTH = 0.75
-"""A multiplication costs time; it is put in where no more than this share of the squared error is left."""
+"""Share of the expected squared error that must not be left over for a place to be changed."""
 
 
 class Reach:
@@ -100,7 +101,7 @@ def smooth(model: nn.Module, source: Source, reach: Reach, alpha: float) -> Tens
     weight = torch.cat([raw_weight(reader) for reader in readers])
     s = smoothing_factors(reach.largest().to(weight), weight.abs().amax(0), alpha)
     before, after = (expected_error(reach, weight, each) for each in (torch.ones_like(s), s))
-    if not after < (WORTH if source.maker is None else 1.0) * before:
+    if not after <= WORTH * before:
         return None
     for reader in readers:
         multiply_inputs(reader, s)
