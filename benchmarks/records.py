@@ -68,15 +68,15 @@ print(wrong / len(images))
 TRAINED = {
     "lenet5-3000": """
 steps:
-  - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.6, fc1: 0.88}, allocation: local, largest: 0.95}
+  - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.872}, allocation: local, largest: 0.95}
   - finetune: {epochs: 20, optimiser: adam, rate: 0.002}
-  - entropy-penalty: {epochs: 60, strength: 0.02, rate: 0.003}
+  - entropy-penalty: {epochs: 90, strength: 0.03, rate: 0.003}
 """,
     "lenet5-1150": """
 steps:
-  - prune-channels: {sparsities: {conv1: 0.7, conv2: 0.76, fc1: 0.936}, allocation: local, largest: 0.95}
-  - finetune: {epochs: 20, optimiser: adam, rate: 0.002}
-  - entropy-penalty: {epochs: 60, strength: 0.03, rate: 0.003, bits: 4}
+  - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.92}, allocation: local, largest: 0.95}
+  - finetune: {epochs: 30, optimiser: adam, rate: 0.002}
+  - entropy-penalty: {epochs: 100, strength: 0.12, rate: 0.003, bits: 4}
 """,
 }
 
