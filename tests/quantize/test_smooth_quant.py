@@ -159,6 +159,9 @@ def test_the_multiplying_step_keeps_every_promise() -> None:
     batches = [torch.randn(8, 6, 96) for _ in range(4)]
     task = Task("random", batches[0][:2], train=batches, calibration=batches, labelled=False)
     check_step(SmoothQuant(layers="b"), model, task)
+    context = Context(task, copy.deepcopy(model), torch.device("cpu"))
+    SmoothQuant(layers="b").apply(model, context)
+    assert set(context.record["smoothed"]) == {"b"}  # else no promise was tried
 
 
 def error_of_sum(model: nn.Module, exact: nn.Module) -> float:

@@ -84,10 +84,9 @@ def place(
         if runs[item.module] == 1
         and not any(value in wanted for value in made_by(item, flow, runtime))
     ]
-    raw = dict.fromkeys(unrounded(wanted, flow, integer, runtime))
-    return Placement(
-        grouped(sites, links), tuple(sorted(integer)), tuple(feeds), tuple(ends), tuple(raw)
-    )
+    raw = tuple(dict.fromkeys(unrounded(wanted, flow, integer, runtime)))
+    ordered = tuple(sorted(integer))
+    return Placement(grouped(sites, links), ordered, tuple(feeds), tuple(ends), raw)
 
 
 def has_kernel(item: Call, flow: Flow, quantised: Collection[str], runtime: Runtime) -> bool:

@@ -95,7 +95,7 @@ def others_of(
 
 def is_norm(item: Call) -> bool:
     """Whether a call is that of a layer norm."""
-    return item.function in ("layer_norm", "rms_norm")
+    return kind(item) in ONNXRUNTIME_CPU.normalising
 
 
 def is_plain_linear(item: Call, modules: Mapping[str, nn.Module]) -> bool:
