@@ -11,7 +11,7 @@ import typer.main
 
 from rarefy.cli import app
 from rarefy.methods import METHODS
-from rarefy.systems.catalogue import systems
+from rarefy.systems.catalogue import System, systems
 
 PACKAGE = Path(__file__).parents[1] / "src" / "rarefy"
 ROOMS = {
@@ -106,6 +106,14 @@ def methods_page() -> Iterator[str]:
         yield f"| `{name}` | [`{attribute}`](reference/{page}.md) | {cell(text)} |"
 
 
+def served(system: System) -> str:
+    """What serves a row that is more than its recipe."""
+    if system.part:
+        page = system.part.removeprefix("rarefy.").replace(".", "/")
+        return f" Served by [`{system.part}`](reference/{page}.md)."
+    return f" `pip install 'rarefy[{system.extra}]'`." if system.extra else ""
+
+
 def systems_page() -> Iterator[str]:
     """All published systems with their recipes."""
     yield "# Systems\n"
@@ -119,7 +127,7 @@ def systems_page() -> Iterator[str]:
             yield f"| [`{s.id}`](#{s.id}) | {cell(s.title)} | {cell(s.paper)} | {s.year} |"
     yield "\n## Recipes\n"
     for s in systems().values():
-        yield f"### {s.id}\n\n{s.title}. {s.claim}\n\n```yaml\n{s.text.strip()}\n```\n"
+        yield f"### {s.id}\n\n{s.title}. {s.claim}{served(s)}\n\n```yaml\n{s.text.strip()}\n```\n"
 
 
 def command_page() -> Iterator[str]:

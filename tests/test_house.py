@@ -305,6 +305,10 @@ def test_a_system_is_a_tested_recipe(name: str) -> None:
     assert Recipe.from_yaml(recipe.to_yaml()).steps == recipe.steps
     assert (PACKAGE / "systems" / f"{name}.yaml").read_text(encoding="utf-8") == system.text
     assert all((system.title, system.group, system.paper, system.claim))
+    assert system.methods == tuple(step.key() for step in recipe.steps)
+    assert bool(system.methods) != bool(system.part), "a row has steps or a part that serves it"
+    if system.part:
+        assert importlib.util.find_spec(system.part) is not None
     test = HOME / "tests" / "systems" / f"test_{name.replace('-', '_')}.py"
     assert test.is_file(), f"{test.relative_to(HOME)} is missing"
     names = {f.name for f in ast.walk(tree(test)) if isinstance(f, ast.FunctionDef)}

@@ -11,7 +11,7 @@ from rarefy.methods import METHODS
 
 CODERS = ("auto", "huffman", "ans", "raw", "mixing")
 BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")  # a number in YAML 1.1
-HEADER = ("id", "title", "group", "paper", "year", "claim", "coder", "steps")
+HEADER = ("id", "title", "group", "paper", "year", "claim", "part", "extra", "coder", "steps")
 
 
 def read_outline(text: str, source: str) -> tuple[dict[str, Any], yaml.MappingNode]:

@@ -75,7 +75,7 @@ def test_documents_stand_alone_on_stdout(weights: Path) -> None:
     assert stage["metric"]["value"] > 0.85
     assert stage["parameters"] == 38_282
     for command, keys in {
-        "systems": {"id", "title", "group", "paper", "year"},
+        "systems": {"id", "title", "group", "paper", "year", "status", "methods"},
         "methods": {"method", "does"},
     }.items():
         done = rarefy(command, "--json")

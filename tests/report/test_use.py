@@ -26,6 +26,13 @@ CONTRAST = """pairs => {
   });
 }"""
 
+BARS_IN_THE_THEMES_COLOUR = """(() => {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue("--after").trim();
+  const rgb = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(", ");
+  const bar = document.querySelector("#chart-steps .bars path");
+  return getComputedStyle(bar).fill === `rgb(${rgb})`;
+})()"""
+
 
 @pytest.fixture(scope="module")
 def desk(browser: Browser, report: Path) -> Iterator[Opened]:
@@ -50,12 +57,9 @@ def test_text_has_contrast(desk: Opened, scheme: Literal["light", "dark"]) -> No
 
 def test_charts_follow_the_theme_and_the_width(desk: Opened) -> None:
     page = desk.page
-    fill = "getComputedStyle(document.querySelector('#chart-steps .bars path')).fill"
-    light = page.evaluate(fill)
-    page.emulate_media(color_scheme="dark")
-    assert eventually(page, f"{fill} !== '{light}'")
-    page.emulate_media(color_scheme="light")
-    assert eventually(page, f"{fill} === '{light}'")
+    for scheme in ("light", "dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert eventually(page, BARS_IN_THE_THEMES_COLOUR)
     width = "document.querySelector('#chart-steps .main-svg').clientWidth"
     wide = page.evaluate(width)
     page.set_viewport_size({"width": 390, "height": 844})

@@ -51,10 +51,18 @@ def systems(context: typer.Context, json_: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     rows = [
-        {"id": s.id, "title": s.title, "group": s.group, "paper": s.paper, "year": s.year}
+        {
+            "id": s.id,
+            "title": s.title,
+            "group": s.group,
+            "paper": s.paper,
+            "year": s.year,
+            "status": s.status,
+            "methods": ", ".join(s.methods) or s.part,
+        }
         for s in catalogue().values()
     ]
-    show_rows(rows, json_, columns=("id", "title", "group", "year"))
+    show_rows(rows, json_, columns=("id", "title", "group", "year", "status"))
 
 
 def systems_show(

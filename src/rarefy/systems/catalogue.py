@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,8 @@ import yaml
 from rarefy.errors import RecipeError, nearest
 
 SYSTEMS = Path(__file__).parent
+PACKAGES = {"openvino": "openvino", "litert": "ai_edge_litert", "flower": "flwr"}
+"""What the extras of the rows that need one install."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,10 @@ class System:
         id: of the catalogue's row; the name by which a recipe is called.
         title, group, paper, year: what it is and where it was published.
         claim: the paper's headline result, in a sentence.
-        text: the YAML of its recipe; empty steps mean that the row is served by a part, named in the claim.
+        text: the YAML of its recipe.
+        methods: of its steps, in order; none where a part of the package serves the row.
+        part: that part, ``rarefy.report.sensitivity``; else empty.
+        extra: that its runtime or server comes with, ``openvino``; else empty.
     """
 
     id: str
@@ -30,6 +36,16 @@ class System:
     year: int
     claim: str
     text: str
+    methods: tuple[str, ...]
+    part: str = ""
+    extra: str = ""
+
+    @property
+    def status(self) -> str:
+        """``recipe``, ``part``, or ``needs rarefy[openvino]`` while that is not installed."""
+        if self.extra and find_spec(PACKAGES[self.extra]) is None:
+            return f"needs rarefy[{self.extra}]"
+        return "part" if self.part else "recipe"
 
 
 @cache
@@ -47,6 +63,9 @@ def systems() -> dict[str, System]:
             int(data["year"]),
             data["claim"],
             text,
+            tuple(step if isinstance(step, str) else next(iter(step)) for step in data["steps"]),
+            data.get("part", ""),
+            data.get("extra", ""),
         )
     return found
 
