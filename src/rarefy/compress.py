@@ -114,7 +114,7 @@ def run_recipe(
             model, last, task, [s.program for s in stages], [s.facts for s in stages], runtime
         )
         artefact = Artefact.make(
-            stages[-1].program, folder / f"result-{stages[-1].key}", recipe.coder
+            stages[-1].program, folder / f"result-{stages[-1].key}", recipe.coder, runtime
         )
         document = evidence.document(artefact)
     finally:

@@ -60,11 +60,13 @@ class Step:
         reads: forms of weights that the step accepts: any of ``"dense"``, ``"mask"``, ``"codebook"``,
             ``"quantised"``.
         writes: the form in which it leaves weights, if it changes it.
+        fixes_ranges: whether it leaves activations as integers whose ranges are fixed.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook", "quantised"})
     writes: ClassVar[str | None] = None
+    fixes_ranges: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

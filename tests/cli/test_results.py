@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rarefy.export.litert_runner import LiteRt
+from rarefy.measure.quality import evaluate
+from rarefy.zoo.tasks import digits
+
 from .command import FILES, USER, files, rarefy, spawn
 
 STAGE = {"name", "metric", "parameters", "nonzero", "macs", "bytes", "latency_ms", "seconds"}
@@ -83,6 +87,42 @@ def test_documents_stand_alone_on_stdout(weights: Path) -> None:
         assert (done.code, done.err) == (0, "")
         assert rows
         assert all(row.keys() == keys for row in rows)
+
+
+def test_litert_has_a_file_of_its_own(here: Path, weights: Path) -> None:
+    network = ("zoo:digits-net", "digits", "--weights", weights, "--runtime", "litert")
+    done = rarefy("compress", *network, "--recipe", "int8", "--out", "out", "--json")
+    assert done.code == 0
+    document = json.loads(done.out)
+    assert set(files(here / "out")) == {*FILES, "model.tflite"}
+    first, last = document["stages"][0], document["stages"][-1]
+    path = here / "out" / "model.tflite"
+    assert last["bytes"]["tflite"] == path.stat().st_size < first["bytes"]["safetensors"] * 0.4
+    assert abs(last["metric"]["value"] - first["metric"]["value"]) < 0.02
+    assert document["parity"]["runtime"] == last["metric"]["through"] == "litert"
+    times = [stage["latency_ms"]["runtime"] for stage in (first, last)]
+    assert times == ["onnxruntime", "litert"]
+    assert {product["integer"] for product in document["kernels"]} == {True}
+    quality = evaluate(LiteRt(path, threads=1), digits())
+    assert quality.value == last["metric"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--recipe", "mag-prune"), "from end to end; end the recipe with static-int8"),
+        (("--budget", "size=1/4"), "not with litert; name a recipe too"),
+    ],
+)
+def test_litert_wants_integers_throughout(
+    here: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    done = rarefy(
+        "compress", "zoo:digits-net", "digits", *arguments, "--runtime", "litert", "--out", "out"
+    )
+    assert (done.code, done.out) == (2, "")
+    assert complaint in done.err
+    assert not (here / "out").exists()
 
 
 def test_export_proves_what_it_writes(here: Path, weights: Path) -> None:

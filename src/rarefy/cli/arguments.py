@@ -66,7 +66,7 @@ Weights = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Runtime = Annotated[str, typer.Option(help="Where the result runs: onnxruntime, openvino.")]
+Runtime = Annotated[str, typer.Option(help="Where the result runs: onnxruntime, openvino, litert.")]
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rarefy.store.replacing import replacing
 from rarefy.task import Task
 
 PROGRAM, ARCHIVE, RECIPE, DOCUMENT = "model.onnx", "model.rfy", "recipe.yaml", "measurements.json"
+MOBILE = "model.tflite"
 VOLATILE = ("latency_ms", "latency_batches", "memory_bytes", "seconds")
 
 
@@ -65,13 +67,26 @@ class Artefact:
         """The .rfy file."""
         return self.folder / ARCHIVE
 
+    @property
+    def mobile(self) -> Path:
+        """The .tflite file, which is there where LiteRT runs the result."""
+        return self.folder / MOBILE
+
     @classmethod
-    def make(cls, program: Path, folder: Path, coder: str) -> "Artefact":
-        """Puts an exported network, the last stage's, into `folder`."""
+    def make(cls, program: Path, folder: Path, coder: str, runtime: str) -> "Artefact":
+        """Puts an exported network, the last stage's, into `folder`, for LiteRT also as it wants it.
+
+        Raises:
+            ModelError: LiteRT can't run it in integers from end to end.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         made = cls(folder, coder)
         with replacing(made.program) as partial:
             shutil.copyfile(program, partial)
+        if runtime == "litert":
+            from rarefy.export.litert import save_litert
+
+            save_litert(made.program, made.mobile)
         return made
 
     def seal(self, document: dict[str, Any], recipe: str) -> None:
@@ -105,12 +120,15 @@ class Artefact:
         """
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        for name, write in {
+        writers: dict[str, Callable[[Path], Any]] = {
             PROGRAM: lambda to: shutil.copyfile(self.program, to),
             ARCHIVE: lambda to: shutil.copyfile(self.archive, to),
             RECIPE: lambda to: to.write_text(recipe, encoding="utf-8"),
             DOCUMENT: lambda to: to.write_text(text, encoding="utf-8"),
-        }.items():
+        }
+        if self.mobile.is_file():
+            writers[MOBILE] = lambda to: shutil.copyfile(self.mobile, to)
+        for name, write in writers.items():
             partial = folder / f"{name}.partial"
             try:
                 write(partial)

@@ -45,7 +45,7 @@ def lint(program: Program, runtime: str = "onnxruntime", threads: int = 1) -> li
 
     Args:
         program: a model, its bytes, or the path of a file.
-        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        runtime: ``"onnxruntime"``, ``"openvino"`` or ``"litert"``.
         threads: of its session.
 
     Raises:
@@ -86,6 +86,12 @@ def kernels_of(runner: Runner) -> dict[str, tuple[str, bool]]:
                 if name.startswith(MARK):
                     kernel = f"{facts.get('layerType')} {facts.get('primitiveType')}"
                     found[name] = (kernel, in_integers(facts))
+        return found
+    from rarefy.export.litert_runner import LiteRt
+
+    if isinstance(runner, LiteRt) and runner.throughout:
+        marks = (node.name for node in read_proto(runner.program).graph.node)
+        found = {name: ("int8", True) for name in marks if name.startswith(MARK)}
     return found
 
 

@@ -74,6 +74,13 @@ class LiteRt(Runner):
         kinds = {t["dtype"].__name__ for t in self.interpreter.get_tensor_details()}
         return "int8" if "int8" in kinds else "float32"
 
+    @property
+    def throughout(self) -> bool:
+        """Whether nothing is in floats but what goes in and comes out."""
+        ends = {*self.numbers.values(), *self.ends}
+        tensors = self.interpreter.get_tensor_details()
+        return not any(t["dtype"].__name__ == "float32" for t in tensors if t["index"] not in ends)
+
     def probe(self, outputs: Sequence[str]) -> Self:
         """The same program, quantised values returned too."""
         return type(self)(self.program, threads=self.threads, outputs=outputs)

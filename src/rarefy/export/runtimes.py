@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from rarefy.export.runner import Runner
     from rarefy.export.session import Program
 
-# name: package, what opens a program, the extra that installs it
+# name: package that is imported, what opens a program, the extra that installs it
 RUNTIMES: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("onnxruntime", "rarefy.export.onnxruntime:OnnxRuntime", ""),
     "openvino": ("openvino", "rarefy.export.openvino:OpenVino", "openvino"),
+    "litert": ("ai_edge_litert", "rarefy.export.litert_runner:LiteRt", "litert"),
 }
+THROUGHOUT = frozenset({"litert"})
+"""Runtimes that open networks of integers from end to end, and no others."""
+
+DISTRIBUTIONS = {"litert": "ai-edge-litert"}
+"""Names under which runtimes are installed, where they are not the runtimes' own."""
 
 
 def check_runtime(name: str) -> None:

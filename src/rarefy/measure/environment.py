@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy import __version__
+from rarefy.export.runtimes import DISTRIBUTIONS
 from rarefy.export.threads import available_cores, default_threads
 
 PROCESSOR = Path("/proc/cpuinfo")
@@ -36,7 +37,8 @@ def environment(threads: int | None = None, runtime: str = "onnxruntime") -> dic
     return {
         "python": platform.python_version(),
         "rarefy": __version__,
-        **{name: importlib.metadata.version(name) for name in dict.fromkeys((*PACKAGES, runtime))},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        runtime: importlib.metadata.version(DISTRIBUTIONS.get(runtime, runtime)),
         "platform": platform.platform(),
         "processor": described.get("model name") or platform.processor() or platform.machine(),
         "cores": available_cores(),

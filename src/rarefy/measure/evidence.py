@@ -13,7 +13,7 @@ from rarefy.errors import RuntimeParityError
 from rarefy.export.artefact import Artefact
 from rarefy.export.lint import lint, told
 from rarefy.export.parity import Parity, check_parity, is_quantised
-from rarefy.export.runtimes import open_program
+from rarefy.export.runtimes import THROUGHOUT, open_program
 from rarefy.measure.counts import layers
 from rarefy.measure.energy import inference_energy
 from rarefy.measure.environment import environment
@@ -25,6 +25,7 @@ from rarefy.store.rfy import read
 from rarefy.task import Task, call, first_example
 
 PARITY_EXAMPLES = 256
+NO_FLOATS = "{} opens no network of floats here: the baseline's time is ONNX Runtime's"
 
 
 def metric_facts(quality: Quality, through: str) -> dict[str, Any]:
@@ -92,6 +93,8 @@ class Evidence:
             "memory_bytes": memory,
             "seconds": 0.0,
         }
+        if artefact.mobile.is_file():
+            last["bytes"]["tflite"] = artefact.mobile.stat().st_size
         stages.append(last)
         time_stages(stages, self.programs, self.task.example, self.runtime, threads)
         for stage in stages:
@@ -110,6 +113,7 @@ class Evidence:
             "notes": [
                 *(note for fact in self.facts for note in remarks(fact)),
                 *told(products, self.runtime),
+                *([NO_FLOATS.format(self.runtime)] if self.runtime in THROUGHOUT else []),
             ],
             "kernels": [dataclasses.asdict(product) for product in products],
             **self.classes(quality),

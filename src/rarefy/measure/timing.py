@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.export.runner import Runner
-from rarefy.export.runtimes import open_program
+from rarefy.export.runtimes import THROUGHOUT, open_program
 from rarefy.loops.modes import mapped
 from rarefy.measure.latency import Latency, latency_in_turns
 from rarefy.task import Inputs, first_example
@@ -36,20 +36,26 @@ def time_stages(
         programs: exported networks, baseline first.
         example: inputs; the first of them is used.
         runtime: that runs the result. If it is another than ONNX Runtime, the baseline is timed there too
-            and the ratio to it is told as ``ratio_to_onnxruntime``.
+            and the ratio to it is told as ``ratio_to_onnxruntime``. One that opens no network of floats
+            times the last alone, and the baseline is ONNX Runtime's.
         threads: of all sessions.
     """
     one = first_example(example)
     names = [f"{i}" for i in range(len(programs))]
-    if sum(path.stat().st_size for path in programs) > ALL:
+    if runtime in THROUGHOUT:
+        names = names[-1:]
+    elif sum(path.stat().st_size for path in programs) > ALL:
         names = sorted({names[0], names[-1]}, key=int)
     timed, precision = time_programs(names, programs, one, runtime, threads)
     for name in names:
         stages[int(name)]["latency_ms"] = latency_facts(
             timed[name], runtime, precision[name], timed.get(REFERENCE)
         )
+    if runtime in THROUGHOUT:
+        stages[0]["latency_ms"] = latency_facts(timed[REFERENCE], REFERENCE, precision[REFERENCE])
     stages[-1]["latency_ms"] = dict(stages[-2]["latency_ms"])
-    if precision[names[-1]] == "int8" and precision[names[0]] != "int8":
+    first = precision[REFERENCE if runtime in THROUGHOUT else names[0]]
+    if precision[names[-1]] == "int8" and first != "int8":
         several = mapped(one, lambda t: t.expand(BATCH, *t.shape[1:]).clone() if t.dim() else t)
         ends = sorted({names[0], names[-1]}, key=int)
         timed, _ = time_programs(ends, programs, several, runtime, threads)
@@ -73,6 +79,8 @@ def time_programs(
         return opened
 
     wanted = [*names, *([REFERENCE] if runtime != REFERENCE else [])]
+    if runtime in THROUGHOUT:
+        wanted.reverse()  # the first is what the others are compared with
     size = sum(path.stat().st_size for path in programs)
     timed = latency_in_turns(
         {name: partial(open_one, name) for name in wanted},
@@ -84,7 +92,7 @@ def time_programs(
 
 
 def latency_facts(
-    found: Latency, runtime: str, precision: str, reference: Latency | None
+    found: Latency, runtime: str, precision: str, reference: Latency | None = None
 ) -> dict[str, Any]:
     """A latency as it stands in measurements.json."""
     facts = {

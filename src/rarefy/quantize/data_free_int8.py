@@ -73,6 +73,7 @@ class DataFreeInt8(Step):
 
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
     writes: ClassVar[str | None] = "quantised"
+    fixes_ranges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

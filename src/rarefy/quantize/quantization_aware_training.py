@@ -95,6 +95,7 @@ class QuantizationAwareTraining(TrainedStep):
     needs: ClassVar[frozenset[str]] = frozenset({"train", "calibration"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask"})
     writes: ClassVar[str | None] = "quantised"
+    fixes_ranges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,6 +79,7 @@ class StaticInt8(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
     reads: ClassVar[frozenset[str]] = frozenset({"dense", "mask", "codebook"})
     writes: ClassVar[str | None] = "quantised"
+    fixes_ranges: ClassVar[bool] = True
 
     @torch.no_grad()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

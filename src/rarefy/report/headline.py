@@ -130,7 +130,7 @@ def _file_card(measurements: Measurements) -> Markup:
     kept = last.nonzero / first.parameters if first.parameters else math.nan
     files = [
         f"{verdict.FILE_NAMES[kind]} {q.size(sizes[kind])}"
-        for kind in ("rfy", "onnx")
+        for kind in ("rfy", "onnx", "tflite")
         if kind in sizes
     ]
     value = q.percent(kept, 1)

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from rarefy.report import quantities as q
 from rarefy.report.schema import Latency, Measurements, Metric
 
-FILE_NAMES = {"rfy": "model.rfy", "onnx": "model.onnx", "safetensors": "safetensors"}
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+FILE_NAMES = {
+    "rfy": "model.rfy",
+    "onnx": "model.onnx",
+    "safetensors": "safetensors",
+    "tflite": "model.tflite",
+}
+RUNTIMES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+}
 INSIGNIFICANT = 0.02  # a speed ratio without spread must differ from one by more than this
 
 

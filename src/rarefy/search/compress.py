@@ -11,7 +11,7 @@ from torch import nn
 from rarefy.budget import Budget
 from rarefy.compress import Result, run_recipe
 from rarefy.errors import RecipeError
-from rarefy.export.runtimes import check_runtime
+from rarefy.export.runtimes import THROUGHOUT, check_runtime
 from rarefy.recipe import Recipe, load_recipe
 from rarefy.report.page import write_report
 from rarefy.step import Step
@@ -36,7 +36,8 @@ def compress(
         task: data, loss and metric.
         recipe: the id of a published system, a YAML file, a `Recipe` or a list of steps.
         budget: with a recipe it is checked; without one a search finds a recipe that meets it.
-        runtime: in which the result will run and is measured: ``"onnxruntime"`` or ``"openvino"``.
+        runtime: in which the result will run and is measured: ``"onnxruntime"``, ``"openvino"`` or
+            ``"litert"``, which adds ``model.tflite`` to the result.
         seed: of everything; the same seed gives the same files on the same machine.
         cache: folder in which finished stages are kept, so that an interrupted run resumes.
         names: how model and task are called in reports.
@@ -51,6 +52,11 @@ def compress(
     check_runtime(runtime)
     if recipe is not None:
         chosen = as_recipe(recipe)
+        if runtime in THROUGHOUT and not any(step.fixes_ranges for step in chosen.steps):
+            raise RecipeError(
+                f"{runtime} runs a network here that is in integers from end to end; end the recipe with "
+                "static-int8"
+            )
         result = run_recipe(
             model,
             task,
