@@ -29,9 +29,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Conv2d(3, 32, 3, padding=1)
-        self.b = nn.Conv2d(32, 32, 3, stride=2, groups=32)
-        self.c = nn.Conv2d(32, 24, 3, dilation=2, padding=2)
+        self.a = nn.Conv2d(3, 64, 3, padding=1)
+        self.b = nn.Conv2d(64, 64, 3, stride=2, groups=64)
+        self.c = nn.Conv2d(64, 24, 3, dilation=2, padding=2)
         self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(24, 20)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,15 +74,15 @@ def test_answers_and_kernels_stay(pair: Any, runtime: str) -> None:
 def test_scales_take_two_bytes_a_channel_and_biases_four(pair: Any) -> None:
     small, full, _ = pair
     arrays = {t.name: numpy_helper.to_array(t) for t in small.graph.initializer}
-    channels = 32 + 32 + 24 + 20
+    channels = 64 + 64 + 24 + 20
     weights = sum(a.nbytes for a in arrays.values() if a.dtype == np.int8 and a.ndim > 1)
     scales = [a for n, a in arrays.items() if n.endswith("weight.scale")]
     assert {a.dtype for a in scales} == {np.dtype(np.float16)}
     assert sum(a.size for a in scales) == channels
     assert not any(n.startswith("bias") and n.endswith("scale") for n in arrays)
     numbers = sum(a.nbytes for a in arrays.values())
-    # and one its zero point; each grid of activations has a scale and a zero point
-    assert numbers <= weights + channels * (2 + 4 + 1) + 8 * (4 + 1) + 2 * 8
+    # zero points of 64 channels are made of scales; each grid of activations has a scale and a zero point
+    assert numbers <= weights + channels * (2 + 4) + (24 + 20) + 8 * (4 + 1) + 2 * 8
     assert small.ByteSize() - numbers < 0.75 * (full.ByteSize() - sum_of(full))
     assert [node.name for node in small.graph.node] == [
         f"n{i}" for i in range(len(small.graph.node))
@@ -106,7 +106,7 @@ def test_attributes_that_are_no_defaults_stay(pair: Any) -> None:
             found[len(found)] = values
     assert found == {
         0: {"pads": [1, 1, 1, 1]},
-        1: {"strides": [2, 2], "group": 32},
+        1: {"strides": [2, 2], "group": 64},
         2: {"pads": [2, 2, 2, 2], "dilations": [2, 2]},
     }
 

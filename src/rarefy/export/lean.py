@@ -3,12 +3,13 @@
 
 Of a small int8 network scales, biases and zero points are a tenth of the file. A bias has the scale of the
 input times that of the weight, so it is multiplied when the file is loaded; scales that 16 bits hold are
-stored in 16. Runtimes fold both before they look for integer kernels.
+stored in 16, and zeros are rounded from them. Runtimes fold all three before they look for integer kernels.
 """
 
 from typing import Any
 
 WORTH = 16  # numbers below which a node costs more than it saves
+MANY = 64  # the same of bytes
 HOLDER = "activation_quantizers.quantizers."
 ZEROS, ONES = {"pads"}, {"strides", "dilations"}
 
@@ -21,6 +22,8 @@ def lean(model: Any) -> None:
     """
     derive_bias_scales(model.graph)
     halve_scales(model.graph)
+    derive_zero_points(model.graph)
+    share_bounds(model.graph)
     leave_defaults_out(model)
     drop_unread(model.graph)
     shorten(model.graph)
@@ -109,6 +112,40 @@ def halve_scales(graph: Any) -> None:
         graph.insert_before(first, onnx_ir.Node("", "Cast", [held], to, outputs=[wide]))
         held.const_value = onnx_ir.Tensor(half, name=held.name)
         held.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+
+
+def derive_zero_points(graph: Any) -> None:
+    """Makes the zeros of weights, where their scales have 16 bits, of those, which end below one.
+
+    Equal zeros can't be one initialiser: ONNX Runtime may rewrite each of them under a name made of its own.
+    """
+    import onnx_ir
+
+    for node in of_weights(graph):
+        widened = node.inputs[1].producer()
+        zeros = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if widened is None or zeros is None or zeros.size < MANY or zeros.any():
+            continue
+        scale = constant(widened.inputs[0])
+        if widened.op_type != "Cast" or scale is None or scale.max() >= 1:
+            continue
+        kind = [onnx_ir.AttrInt64("to", onnx_ir.DataType[str(zeros.dtype).upper()].value)]
+        value = onnx_ir.Value(name=fresh(graph, "zero_point"))
+        graph.insert_before(
+            node, onnx_ir.Node("", "Cast", widened.inputs[:1], kind, outputs=[value])
+        )
+        node.replace_input_with(2, value)
+
+
+def share_bounds(graph: Any) -> None:
+    """Lets equal bounds of clips be one initialiser."""
+    first: dict[Any, Any] = {}
+    for node in graph:
+        for place, value in enumerate(node.inputs if node.op_type == "Clip" else ()):
+            array = constant(value)
+            if array is not None:
+                key = (array.dtype.str, array.shape, array.tobytes())
+                node.replace_input_with(place, first.setdefault(key, value))
 
 
 def leave_defaults_out(model: Any) -> None:

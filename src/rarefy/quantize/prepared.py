@@ -56,7 +56,7 @@ class Prepared:
         """The scale of what is fed to every integer layer; the least, if it runs more than once."""
         found: dict[str, float] = {}
         for path, site in self.placement.feeds:
-            low, high = (torch.tensor(end) for end in ranges[site])
+            low, high = (torch.tensor(end, dtype=torch.float64) for end in ranges[site])
             scale = float(grid_for_range(low, high, self.runtime.activations)[0])
             found[path] = min(found.get(path, scale), scale)
         return found
