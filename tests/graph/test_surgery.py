@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rarefy.errors import ModelError
 from rarefy.graph.coupling import Coupling, couple
 from rarefy.graph.proof import cut
-from rarefy.graph.surgery import apply, plan, sliced
+from rarefy.graph.surgery import apply, plan
 
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -162,13 +162,6 @@ def test_one_parameter_under_two_names_stays_one() -> None:
     assert model.a.weight.shape == (3, 5)
     assert model.b.out_features == model.a.out_features == 3
     assert len(list(model.parameters())) == 5
-
-
-def test_slicing_along_several_axes() -> None:
-    x = torch.arange(24).reshape(2, 3, 4)
-    kept = {1: torch.tensor([0, 2]), 2: torch.tensor([1, 3])}
-    assert torch.equal(sliced(x, kept), x[:, ::2, 1::2])
-    assert sliced(x, {}) is x
 
 
 class Squared(nn.Module):

@@ -14,9 +14,10 @@ from rarefy.graph.decisions import Deciding, Following, difference
 from rarefy.graph.groups import Group
 from rarefy.graph.masked import masked_outputs, outputs_with
 from rarefy.graph.numbers import Attribute
+from rarefy.graph.slicing import sliced
 from rarefy.graph.smaller import smaller
 from rarefy.graph.stand_ins import shake
-from rarefy.graph.surgery import apply, plan, sliced
+from rarefy.graph.surgery import apply, plan
 from rarefy.graph.unfused import forget
 from rarefy.task import Inputs
 

@@ -2,7 +2,7 @@
 """Takes units out of a network: parameters shrink, and attributes that hold sizes are mended."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from rarefy.graph.fields import kept_along
 from rarefy.graph.groups import Group
 from rarefy.graph.numbers import Attribute, Extent, Lookup, Source
 from rarefy.graph.sizes import Wired
+from rarefy.graph.slicing import sliced
 
 SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...] = (
     ((nn.Linear,), {"in_features": ("weight", 1), "out_features": ("weight", 0)}),
@@ -163,17 +164,6 @@ def own_objects(
                     undo.attributes.append((vars(module), name, value))
                     vars(module)[name] = found[number]
     return found
-
-
-def sliced(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """The entries of a tensor at the positions that stay along some axes."""
-    if {0, 1} <= kept.keys():  # rows and columns at once: what is big is copied once
-        rows, columns = (kept[axis].to(tensor.device) for axis in (0, 1))
-        tensor = tensor[rows.unsqueeze(1), columns]
-        kept = {axis: stays for axis, stays in kept.items() if axis > 1}
-    for axis, stays in kept.items():
-        tensor = tensor.index_select(axis, stays.to(tensor.device))
-    return tensor
 
 
 def tell_sizes(module: nn.Module, undo: Undo) -> None:
