@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--sentences", type=int, default=20_000)
-    parser.add_argument("--sentence-epochs", type=int, default=1)
+    parser.add_argument("--sentence-epochs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HOME / "out" / "distill")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -156,6 +157,26 @@ def test_excluded_layers_and_modules_stay_float(digits) -> None:
         assert torch.equal(found.get_submodule(name).weight, weight)
     assert context.record["integer_calls"] == ["conv2:conv2d#0", "fc1:linear#0"]
     assert "input#0" not in context.record["ranges"]
+
+
+@pytest.mark.parametrize("exclude", ["pool", ("po?l", "b"), "re:poo."])
+def test_a_module_without_weights_can_stay_float(exclude: str | tuple[str, ...]) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        parts = (nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+        return nn.Sequential(OrderedDict(zip(("a", "pool", "b", "end"), parts, strict=True)))
+
+    task = random_task(3, 12, 12)
+    found = {}
+    for what in ((), exclude):
+        model = network()
+        context = context_of(task, model)
+        StaticInt8(exclude=what, examples=16).apply(model, context)
+        found[what] = {call.split(":")[0] for call in context.record["integer_calls"]}
+    assert found[()] == {"a", "pool", "b"}
+    assert found[exclude] == {"a"} if "b" in exclude else {"a", "b"}
+    with pytest.raises(RecipeError, match="exclude: 'pole' matches no layer"):
+        StaticInt8(exclude="pole").apply(network(), context_of(task, network()))
 
 
 def test_a_second_time_replaces_the_first(digits) -> None:

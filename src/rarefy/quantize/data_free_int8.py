@@ -35,7 +35,7 @@ from rarefy.quantize.flow import Flow, Value, flow_of
 from rarefy.quantize.int8_weights import Codes, channel_axis, coded_weight, store_codes
 from rarefy.quantize.kernels import table_of
 from rarefy.quantize.moments import Moments, moments_of
-from rarefy.quantize.prepared import Prepared, prepare, quantise_biases
+from rarefy.quantize.prepared import Prepared, of_layers, prepare, quantise_biases
 from rarefy.select import Layer, select
 from rarefy.step import Context, Count, Patterns, Positive, Step
 from rarefy.task import Inputs, move, tensors_of
@@ -108,7 +108,10 @@ class DataFreeInt8(Step):
         """Equalises and absorbs; `statistics` follow."""
         if not self.equalise:
             return [], []
-        within = {layer.name for layer in select(model, self.layers, exclude=self.exclude)}
+        within = {
+            layer.name
+            for layer in select(model, self.layers, exclude=of_layers(model, self.exclude))
+        }
         pairs, factors, replaced = equalised(model, example, self.clips, 20, within)
         for path, s in factors.items():
             if path in statistics:

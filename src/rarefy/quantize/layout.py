@@ -25,7 +25,7 @@ from rarefy.loops.histogram import Histogram
 from rarefy.quantize.calibration import calibrate, look
 from rarefy.quantize.kernels import Runtime, table_of
 from rarefy.quantize.placement import Placement
-from rarefy.quantize.prepared import placement_of
+from rarefy.quantize.prepared import of_layers, placement_of
 from rarefy.quantize.tied import holders
 from rarefy.select import Layer, candidates, is_usual, select
 from rarefy.step import Context, Patterns
@@ -132,7 +132,7 @@ def lay_out(
     """
     example = move(context.task.example, context.device)
     detach_quantizers(model.eval())
-    chosen = holders(model, select(model, layers, exclude=exclude))
+    chosen = holders(model, select(model, layers, exclude=of_layers(model, exclude)))
     names = {layer.name for shared in chosen for layer in shared}
     rounds = {widths.weights, widths.activations, widths.ends} != {FLOAT}
     pairs = pairs_of(model, example) if rounds else []

@@ -22,7 +22,7 @@ from rarefy.quantize.kernels import Runtime, gives_floats, kind, passes
 from rarefy.quantize.output_error import Range, Reader, readers_of
 from rarefy.quantize.placement import Placement, place
 from rarefy.quantize.tied import holders
-from rarefy.select import Layer, matcher, select
+from rarefy.select import Layer, candidates, matcher, matches, select
 from rarefy.step import Patterns
 from rarefy.task import Inputs
 
@@ -128,7 +128,7 @@ def prepare(
     """
     detach_quantizers(bake(model.eval()))
     folded = fold_batch_norms(model, example)
-    weights = holders(model, select(model, layers, exclude=exclude))
+    weights = holders(model, select(model, layers, exclude=of_layers(model, exclude)))
     names = {layer.name for shared in weights for layer in shared}
     calls, floating = look(model, example)
     found = placement_of(model, calls, floating, names, runtime, exclude)
@@ -171,6 +171,12 @@ def quantise_biases(model: nn.Module, placement: Placement, scales: Mapping[str,
     for path, scale in scales.items():
         if read[path] == 1:
             quantise_bias(model.get_submodule(path), scale)
+
+
+def of_layers(model: nn.Module, exclude: Patterns) -> tuple[str | int, ...]:
+    """The patterns but those that mean modules and no layer, which `excluded_modules` finds."""
+    every, patterns = candidates(model), (exclude,) if isinstance(exclude, str) else exclude
+    return tuple(p for p in patterns if matches(p, every) or not excluded_modules(model, (p,)))
 
 
 def excluded_modules(model: nn.Module, exclude: Patterns) -> set[str]:

@@ -24,8 +24,7 @@ from rarefy.quantize.kernels import Runtime, table_of
 from rarefy.quantize.mean_outputs import correct_means, joined
 from rarefy.quantize.output_error import Range, output_errors
 from rarefy.quantize.placement import Placement
-from rarefy.quantize.prepared import Prepared, placement_of, prepare, spread
-from rarefy.quantize.prepared import quantise_biases as quantise_biases
+from rarefy.quantize.prepared import Prepared, of_layers, placement_of, prepare, spread
 from rarefy.quantize.ranges import Choice, choose_range, range_candidates
 from rarefy.quantize.tied import holders
 from rarefy.quantize.weight_layers import tables_of
@@ -92,7 +91,9 @@ class StaticInt8(Step):
             correct_means(model, joined(self.few(context, AVERAGED)), how)
         prepared.finish(ranges, codes)
         if prepared.runtime.looks_up:
-            for shared in holders(model, tables_of(model, self.layers, self.exclude)):
+            for shared in holders(
+                model, tables_of(model, self.layers, of_layers(model, self.exclude))
+            ):
                 store_codes(shared, coded_weight(shared, {}))
         context.record.update(
             folded_norms=len(prepared.folded),
