@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from rarefy.export.capture import quiet
 from rarefy.export.grouped_codes import lay_out_groups, narrow_type
 from rarefy.export.integer_products import look_codes_up, multiply_codes
 from rarefy.export.recurrent_weights import order_gates
@@ -31,7 +32,8 @@ def tidy(model: Any) -> Any:
 
     common.InlinePass()(model)
     for _ in range(2):
-        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=spares(model))
+        with quiet():  # it logs what it can't compute and leaves
+            optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=spares(model))
         rewriter.rewrite(model, rules())
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)

@@ -57,7 +57,8 @@ class RateDistortion(Step):
 
     Attributes:
         bits: that a weight shall take on average in the file, biases included.
-        examples: of the calibration data that are looked at.
+        examples: of the calibration data that are looked at. Layers of many inputs need many: LeNet-5 at
+            0.6 bits a weight errs on 1.13 % of MNIST's test digits with 128 and on 0.77 % with 512.
         damping: of the inputs' second moments, as a share of their mean.
         by_row: whether rows of a layer have steps of their own, powers of two times the layer's, finer ones
             where more depends on them. Transposed and turned layers have one step.
@@ -69,7 +70,7 @@ class RateDistortion(Step):
     """
 
     bits: Annotated[float, Field(gt=0, le=9)] = 3.0
-    examples: Count = 128
+    examples: Count = 512
     damping: OpenFraction = 0.01
     by_row: bool = False
     trellis: bool = False
