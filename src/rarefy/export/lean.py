@@ -124,12 +124,12 @@ def derive_zero_points(graph: Any) -> None:
     for node in of_weights(graph):
         widened = node.inputs[1].producer()
         zeros = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if widened is None or zeros is None or zeros.size < MANY or zeros.any():
+        if widened is None or widened.op_type != "Cast" or zeros is None or zeros.dtype != "int8":
             continue
         scale = constant(widened.inputs[0])
-        if widened.op_type != "Cast" or scale is None or scale.max() >= 1:
+        if zeros.size < MANY or zeros.any() or scale is None or scale.max() >= 1:
             continue
-        kind = [onnx_ir.AttrInt64("to", onnx_ir.DataType[str(zeros.dtype).upper()].value)]
+        kind = [onnx_ir.AttrInt64("to", onnx_ir.DataType.INT8.value)]
         value = onnx_ir.Value(name=fresh(graph, "zero_point"))
         graph.insert_before(
             node, onnx_ir.Node("", "Cast", widened.inputs[:1], kind, outputs=[value])
