@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from rarefy.errors import RecipeError, nearest
+from rarefy.export.runtimes import RUNTIMES
 
 SYSTEMS = Path(__file__).parent
-PACKAGES = {"openvino": "openvino", "litert": "ai_edge_litert", "flower": "flwr"}
+PACKAGES = {"flower": "flwr"} | {extra: name for name, _, extra in RUNTIMES.values() if extra}
 """What the extras of the rows that need one install."""
 
 
