@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The smallest files at a given error: what rarefy writes, beside what was published.
 
-    python benchmarks/records.py --mnist shared/data/mnist.npz [--rates 2 1 0.6 0.5 0.4] [--json]
-    python benchmarks/records.py --mnist shared/data/mnist.npz --train lenet5-3000
+    python benchmarks/records.py --data DIR [--rates 2 1 0.6 0.5 0.4] [--plot FILE.html] [--json]
+    python benchmarks/records.py --data DIR --train lenet5-3000
 
-Every file is counted whole and judged in a fresh process that imports the decoder alone: it reads the
-file, builds the network from the shapes of its tensors and runs the test images. Rows without training
-are made here and now. Rows with training are made by `--train`, one at a time, and kept in out/records;
-a row that has not been trained says so. Choices are made on held-back training images.
+DIR holds ``mnist.npz`` and the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`). Every file is counted
+whole and judged in a process of its own, which has the decoder and numpy alone (``judge.py``). Rows without
+training are made here and now. Rows with training are made by `--train`, one at a time, and kept in
+out/records; a row that has not been trained says so. Choices are made on held-back training images.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,63 +33,71 @@ from rarefy.recipe import Recipe
 from rarefy.step import Context
 from rarefy.store.rfy import write
 from rarefy.task import Task
+from rarefy.zoo.datasets import cifar10
 from rarefy.zoo.models import load_model
 from rarefy.zoo.tasks import load_task
 
-OUT = Path(__file__).parents[1] / "out" / "records"
-NAMES = [
-    f"{layer}.{part}" for layer in ("conv1", "conv2", "fc1", "fc2") for part in ("weight", "bias")
-]
+HOME = Path(__file__).parent
+OUT = HOME.parent / "out" / "records"
 
-JUDGE = """
-import sys
-import numpy as np
-from rarefy.store.rfy import read
-assert "torch" not in sys.modules
-with read(sys.argv[1]) as archive:
-    c1, b1, c2, b2, w3, b3, w4, b4 = (archive[name].astype(np.float32) for name in archive)
-with np.load(sys.argv[2], allow_pickle=False) as data:
-    images, labels = data["x_test"], data["y_test"]
 
-def conv(x, w, b):
-    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
-    y = np.tensordot(windows, w, axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
-    y = y + b[:, None, None]
-    return y.reshape(*y.shape[:2], y.shape[2] // 2, 2, y.shape[3] // 2, 2).max(axis=(3, 5))
+@dataclass(frozen=True)
+class Record:
+    """A network, its images, and the steps that make its file."""
 
-wrong = 0
-for start in range(0, len(images), 500):
-    x = (images[start : start + 500].astype(np.float32) / 255 - 0.1307) / 0.3081
-    x = conv(conv(x[:, None], c1, b1), c2, b2)
-    x = np.maximum(x.reshape(len(x), -1) @ w3.T + b3, 0) @ w4.T + b4
-    wrong += int((x.argmax(axis=1) != labels[start : start + 500]).sum())
-print(wrong / len(images))
-"""
+    network: str  # of the zoo, and of the judge
+    source: str  # trained weights, or the bare network
+    parameters: int
+    recipe: str
+
+    def task(self, data: Path) -> Task:
+        """Its images."""
+        cifar = self.network == "resnet20"
+        return load_task(f"cifar10:{data}" if cifar else f"mnist:{data / 'mnist.npz'}")
+
+
+def lenet5(recipe: str) -> Record:
+    """The LeNet-5 that ships with rarefy."""
+    return Record("lenet5", "zoo:lenet5@mnist", 431_080, recipe)
+
 
 TRAINED = {
-    "lenet5-3000": """
+    "lenet5-3000": lenet5("""
 steps:
   - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.872}, allocation: local, largest: 0.95}
   - finetune: {epochs: 20, optimiser: adam, rate: 0.002}
   - entropy-penalty: {epochs: 90, strength: 0.03, rate: 0.003}
-""",
-    "lenet5-1150": """
+"""),
+    "lenet5-1150": lenet5("""
 steps:
   - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.92}, allocation: local, largest: 0.95}
   - finetune: {epochs: 30, optimiser: adam, rate: 0.002}
   - entropy-penalty: {epochs: 100, strength: 0.12, rate: 0.003, bits: 4}
-""",
-}
+"""),
+    "lenet300": Record("lenet300", "zoo:lenet300", 266_610, """
+steps:
+  - finetune: {epochs: 20, rate: 0.05, weight_decay: 0.0005, warmup: 0.1}
+  - prune-channels: {sparsities: {fc1: 0.7, fc2: 0.6}, allocation: local, largest: 0.95}
+  - finetune: {epochs: 10, optimiser: adam, rate: 0.002}
+  - entropy-penalty: {epochs: 40, strength: 0.05, rate: 0.003}
+"""),
+    "resnet20": Record("resnet20", "zoo:resnet20@cifar10", 269_034, """
+steps:
+  - entropy-penalty: {epochs: 8, strength: 0.05, rate: 0.001, bits: 4}
+"""),
+}  # fmt: skip
 
+LENET5, LENET300 = 431_080, 266_610
 PUBLISHED = [
-    ("published: Deep Compression, LeNet-5", 1_724_320 // 39, 0.0074),
-    ("published: soft weight sharing, LeNet-5", 1_724_320 // 162, 0.0097),
-    ("published: Oktay et al., LeNet-5", 2_840, 0.0100),
-    ("published: MIRACLE, LeNet-5", 1_724_320 // 555, 0.0069),
-    ("published: MIRACLE, LeNet-5", 1_724_320 // 1110, 0.0096),
-    ("measured earlier: the standard's coder, no training", 102_185, 0.0080),
-    ("measured earlier: the standard's coder, no training", 63_461, 0.0096),
-    ("measured earlier: the standard's coder, no training", 30_217, 0.1400),
+    ("published: Deep Compression, LeNet-5", LENET5, 4 * LENET5 // 39, 0.0074),
+    ("published: soft weight sharing, LeNet-5", LENET5, 4 * LENET5 // 162, 0.0097),
+    ("published: Oktay et al., LeNet-5", LENET5, 2_840, 0.0100),
+    ("published: MIRACLE, LeNet-5", LENET5, 4 * LENET5 // 555, 0.0069),
+    ("published: MIRACLE, LeNet-5", LENET5, 4 * LENET5 // 1110, 0.0096),
+    ("measured earlier: the standard's coder, LeNet-5, no training", LENET5, 102_185, 0.0080),
+    ("measured earlier: the standard's coder, LeNet-5, no training", LENET5, 63_461, 0.0096),
+    ("measured earlier: the standard's coder, LeNet-5, no training", LENET5, 30_217, 0.1400),
+    ("published: Oktay et al., LeNet-300-100", LENET300, 8_560, 0.0190),
 ]
 
 
@@ -102,48 +111,53 @@ class Row:
     ratio: float | None
 
 
-def judged(path: Path, mnist: str) -> float:
+def judged(network: str, path: Path, data: Path) -> float:
     """Error on the test images, found by a process that imports the decoder and numpy alone."""
-    command = [sys.executable, "-c", JUDGE, str(path), mnist]
+    images = data / "mnist.npz"
+    if network == "resnet20":
+        images, test = OUT / "cifar10-test.npz", cifar10(data)[1]
+        np.savez(images, x_test=test.pixels, y_test=test.labels)
+    command = [sys.executable, str(HOME / "judge.py"), network, str(path), str(images)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def stored(model: nn.Module, path: Path) -> int:
-    """Writes a LeNet-5's tensors in their order, numbered; returns the bytes of the file."""
-    tensors = {}
-    for number, name in enumerate(NAMES):
-        module, _, part = name.rpartition(".")
-        tensors[str(number)] = getattr(model.get_submodule(module), part).detach().numpy()
+    """Writes weights and biases of all layers in their order, numbered; returns the bytes of the file."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    parts = [t.detach().numpy() for m in layers for t in (m.weight, m.bias) if t is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write(path, tensors, coder="mixing")
+    return write(path, {str(i): part for i, part in enumerate(parts)}, coder="mixing")
 
 
-def row(case: str, path: Path, mnist: str, parameters: int) -> Row:
+def row(case: str, path: Path, data: Path, record: Record) -> Row:
     """What a file on disk is worth."""
     size = path.stat().st_size
-    return Row(case, size, judged(path, mnist), round(4 * parameters / size, 1))
+    error = judged(record.network, path, data)
+    return Row(case, size, error, round(4 * record.parameters / size, 1))
 
 
-def untrained(task: Task, mnist: str, rates: list[float]) -> list[Row]:
+def untrained(data: Path, rates: list[float]) -> list[Row]:
     """The shipped LeNet-5 as it is, and rounded at several rates without training."""
-    model = load_model("zoo:lenet5@mnist")
-    parameters = sum(p.numel() for p in model.parameters())
+    record = lenet5("")
+    model, task = load_model(record.source), record.task(data)
     stored(model, OUT / "float32.rfy")
-    rows = [row("LeNet-5, float32, lossless", OUT / "float32.rfy", mnist, parameters)]
+    rows = [row("LeNet-5, float32, lossless", OUT / "float32.rfy", data, record)]
     for rate in rates:
         context = Context(task, copy.deepcopy(model).eval(), torch.device("cpu"), 0, {})
         found, _ = apply_step(RateDistortion(bits=rate), copy.deepcopy(model), context)
         path = OUT / f"rate-{rate:g}.rfy"
         stored(found, path)
-        rows.append(row(f"LeNet-5, no training, {rate:g} bits a weight", path, mnist, parameters))
+        rows.append(row(f"LeNet-5, no training, {rate:g} bits a weight", path, data, record))
     return rows
 
 
-def train(name: str, task: Task) -> None:
+def train(name: str, data: Path) -> None:
     """Makes one of the trained files, resuming what was interrupted; prints the held-back error."""
-    model = load_model("zoo:lenet5@mnist")
+    made, task = TRAINED[name], TRAINED[name].task(data)
+    torch.manual_seed(0)
+    model = load_model(made.source)
     teacher = copy.deepcopy(model).eval()
-    for number, step in enumerate(Recipe.from_yaml(TRAINED[name]).steps):
+    for number, step in enumerate(Recipe.from_yaml(made.recipe).steps):
         record: dict[str, Any] = {}
         folder = OUT / f"{name}.work" / str(number)
         context = Context(task, teacher, torch.device("cpu"), 0, record, folder)
@@ -158,37 +172,68 @@ def show(item: Row) -> str:
     size = "not made" if item.bytes is None else f"{item.bytes:,}"
     error = "" if item.error is None else f"{100 * item.error:.2f} %"
     ratio = "" if item.ratio is None else f"{item.ratio:.1f}x"
-    return f"{item.case:56} {size:>12} {error:>9} {ratio:>9}"
+    return f"{item.case:60} {size:>12} {error:>9} {ratio:>9}"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Bytes of LeNet-5 against its error, a page with one chart."""
+    from plotly import graph_objects as go
+
+    kinds = {
+        "rarefy, no training": "LeNet-5, no training",
+        "rarefy, trained": "lenet5-",
+        "published": "published:",
+        "the NNC standard's coder, no training": "measured earlier:",
+    }
+    chart = go.Figure()
+    for kind, begins in kinds.items():
+        found = [
+            r for r in rows if r.case.startswith(begins) and "LeNet-300" not in r.case and r.bytes
+        ]
+        chart.add_scatter(
+            x=[r.bytes for r in found],
+            y=[100 * r.error for r in found if r.error is not None],
+            text=[r.case for r in found],
+            mode="markers" if kind == "published" else "lines+markers",
+            name=kind,
+        )
+    chart.update_layout(title="LeNet-5 on MNIST, whole files", template="plotly_white")
+    chart.update_xaxes(title="bytes (logarithmic)", type="log")
+    chart.update_yaxes(title="error on 10,000 test images, % (logarithmic)", type="log")
+    path.write_text(chart.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
 
 
 def main() -> None:
     """Print the table, or train one of its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--mnist", required=True, help="an .npz file with x_test, y_test, x_train, y_train"
-    )
+    parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--rates", type=float, nargs="*", default=[2.0, 1.0, 0.6, 0.5, 0.4])
     parser.add_argument("--train", choices=sorted(TRAINED))
+    parser.add_argument("--plot", type=Path, help="an .html file: bytes of LeNet-5 against error")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = load_task(f"mnist:{options.mnist}")
-    if options.train:
-        train(options.train, task)
+    if options.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
         return
-    rows = untrained(task, options.mnist, options.rates)
-    for name in TRAINED:
+    data = Path(options.data)
+    if options.train:
+        train(options.train, data)
+        return
+    rows = untrained(data, options.rates)
+    for name, record in TRAINED.items():
         path = OUT / f"{name}.rfy"
-        made = path.is_file()
         rows.append(
-            row(name, path, options.mnist, 431_080) if made else Row(name, None, None, None)
+            row(name, path, data, record) if path.is_file() else Row(name, None, None, None)
         )
-    rows += [Row(case, size, error, round(1_724_320 / size, 1)) for case, size, error in PUBLISHED]
+    rows += [Row(case, size, error, round(4 * n / size, 1)) for case, n, size, error in PUBLISHED]
+    if options.plot:
+        plot(rows, options.plot)
     if options.json:
         json.dump([asdict(item) for item in rows], sys.stdout, indent=1)
         print()
         return
-    print(f"{'case':56} {'bytes':>12} {'error':>9} {'ratio':>9}")
+    print(f"{'case':60} {'bytes':>12} {'error':>9} {'ratio':>9}")
     for item in rows:
         print(show(item))
 

@@ -18,12 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rarefy.forms.shadow import Form, dressed, find
+from rarefy.graph.fold import fold_batch_norms
 from rarefy.loops.optimise import Training
 from rarefy.loops.training import LearningStep
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
 from rarefy.select import select, stored_parameter
 from rarefy.step import Context, Fraction, Positive
+from rarefy.task import move
 
 LARGEST = 127
 """Codes reach from -127 to 127."""
@@ -119,6 +121,7 @@ class EntropyPenalty(LearningStep):
         rate: learning rate of that training (Adam, cosine).
         ramp: share of the training in which the price rises to its full strength.
         alpha: share of the original's answers in the loss; default: 0 with labels, 1 without.
+        fold: whether batch norms are folded into the layers first, so that they need no bits.
         layers, exclude: which layers, see `rarefy.select.select`; their biases come along.
     """
 
@@ -127,9 +130,12 @@ class EntropyPenalty(LearningStep):
     epochs: Annotated[int, Field(ge=0)] = 20
     rate: Positive = 2e-3
     ramp: Fraction = 0.3
+    fold: bool = True
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Puts every tensor on its grid, trains, and records bits and steps."""
+        if self.fold:
+            fold_batch_norms(model.eval(), move(context.task.example, context.device))
         for shared in holders(model, select(model, self.layers, exclude=self.exclude)):
             clothe(
                 shared, w := finite_weight(shared[0]), LearnedGrid(self.exponent(w)).to(w.device)
