@@ -17,7 +17,6 @@ never need it.
 
 import argparse
 import copy
-import importlib.util
 import os
 import sys
 import tempfile
@@ -42,6 +41,8 @@ from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context
 from rarefy.store.pack import pack
 from rarefy.task import Task
+from rarefy.zoo.models import load_model
+from rarefy.zoo.tasks import load_task
 
 REFERENCE = "float32 | onnxruntime"
 EXACT = "onnxruntime, exact"
@@ -63,16 +64,6 @@ class Row:
     path: Path
     runtimes: tuple[str, ...]
     seconds: float
-
-
-def example() -> Any:
-    """The module of the example."""
-    spec = importlib.util.spec_from_file_location("efficientnet_lite0", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def timed(make: Callable[[], Any]) -> tuple[Any, float]:
@@ -185,8 +176,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.data:
         os.environ["RAREFY_DATA"] = given.data
-    module = example()
-    model, task = module.model(), module.task()
+    model, task = load_model(f"{EXAMPLE}:model"), load_task(f"{EXAMPLE}:task")
     images = torch.cat([x for x, _ in task.batches("test")])[: given.images]
     labels = torch.cat([y for _, y in task.batches("test")])[: given.images]
     seen = torch.cat([x for x, _ in task.batches("calibration")])[: given.calibration]

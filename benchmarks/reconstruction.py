@@ -12,12 +12,10 @@ Runtime.
 
 import argparse
 import copy
-import importlib.util
 import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,18 +28,10 @@ from rarefy.export.runner import Runner
 from rarefy.quantize.reconstruct import Reconstruct
 from rarefy.step import Context
 from rarefy.store.pack import pack
+from rarefy.zoo.models import load_model
+from rarefy.zoo.tasks import load_task
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnet_lite0.py"
-
-
-def example() -> Any:
-    """The module of the example."""
-    spec = importlib.util.spec_from_file_location("efficientnet_lite0", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def answers(runner: Runner, images: torch.Tensor) -> torch.Tensor:
@@ -61,8 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.data:
         os.environ["RAREFY_DATA"] = given.data
-    module = example()
-    model, task = module.model(), module.task()
+    model, task = load_model(f"{EXAMPLE}:model"), load_task(f"{EXAMPLE}:task")
     images = torch.cat([x for x, _ in task.batches("test")])[: given.images]
     labels = torch.cat([y for _, y in task.batches("test")])[: given.images]
     with tempfile.TemporaryDirectory() as made:
