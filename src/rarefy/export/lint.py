@@ -5,20 +5,26 @@ Convolutions and matrix products of the file are marked by names; after the runt
 this machine, its graph is asked which kernel each of them ended in. What stayed float comes with the reason.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rarefy.export.onnxruntime import INTEGER_NODES, OnnxRuntime
+from rarefy.export.product_macs import macs_of
 from rarefy.export.runner import Runner
 from rarefy.export.session import Program, read_proto
+from rarefy.task import Inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from rarefy.export.openvino import OpenVino
+
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "DynamicQuantizeLSTM")
 CLIPS = ("Relu", "Clip")
 MARK = "product"
+Kernels: TypeAlias = dict[str, tuple[str, bool, str]]
+BLOCKED = "_nchwc"  # ends the names of float convolutions in ONNX Runtime's own layout
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Product:
         integer: whether integers are multiplied.
         kernel: what the runtime calls it; empty where it was fused beyond recognition.
         reason: why it stayed float; empty if it did not.
+        macs: multiply-accumulates for the inputs that it was timed on.
+        microseconds: that it took then; None if it was not timed, or the runtime does not tell.
     """
 
     layer: str
@@ -38,15 +46,23 @@ class Product:
     integer: bool
     kernel: str
     reason: str = ""
+    macs: int | None = None
+    microseconds: float | None = None
 
 
-def lint(program: Program, runtime: str = "onnxruntime", threads: int = 1) -> list[Product]:
+def lint(
+    program: Program,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    inputs: Inputs | None = None,
+) -> list[Product]:
     """Every convolution and matrix product of a file, in order.
 
     Args:
         program: a model, its bytes, or the path of a file.
         runtime: ``"onnxruntime"``, ``"openvino"`` or ``"litert"``.
         threads: of its session.
+        inputs: a batch to time each of them on.
 
     Raises:
         RarefyError: unknown runtime, not installed, or it can't open the file.
@@ -58,40 +74,70 @@ def lint(program: Program, runtime: str = "onnxruntime", threads: int = 1) -> li
     for number, node in enumerate(n for n in marked.graph.node if n.op_type in MULTIPLYING):
         node.name = f"{MARK}{number}"
         nodes[node.name] = node
-    kernels = kernels_of(open_program(marked, runtime, threads=threads))
-    graph = Graph(marked)
+    runner, graph = open_program(marked, runtime, threads=threads), Graph(marked)
+    kernels = kernels_of(runner, {name: graph.names(node) for name, node in nodes.items()})
+    times: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    if inputs is not None and (times := runner.node_times(inputs)):
+        counts = macs_of(marked, nodes, inputs)
     found = []
     for name, node in nodes.items():
-        kernel, integer = kernels.get(name, ("", False))  # fused with floats
+        kernel, integer, place = kernels.get(name, ("", False, ""))  # fused with floats
         reason = "" if integer else graph.reason(node)
-        found.append(Product(graph.layer(node), node.op_type, integer, kernel, reason))
+        product = Product(graph.layer(node), node.op_type, integer, kernel, reason)
+        found.append(replace(product, macs=counts.get(name), microseconds=times.get(place)))
     return found
 
 
-def kernels_of(runner: Runner) -> dict[str, tuple[str, bool]]:
-    """For marked nodes the kernel that they became, and whether it multiplies integers."""
-    found: dict[str, tuple[str, bool]] = {}
+def kernels_of(runner: Runner, names: Mapping[str, list[str]]) -> Kernels:
+    """For marks of nodes the kernel that they became, whether it multiplies integers, and its own name.
+
+    Args:
+        runner: of the marked program.
+        names: for each mark the values that its kernel may be called after.
+    """
     if isinstance(runner, OnnxRuntime):
-        for node in runner.optimised_graph().graph.node:
-            mark = node.name.split("_")[0].split("/")[0]
-            if mark.startswith(MARK):
-                found[mark] = (node.op_type, node.op_type in INTEGER_NODES)
-        return found
-    from rarefy.export.openvino import OpenVino, in_integers
+        return in_onnxruntime(runner, names)
+    from rarefy.export.litert_runner import LiteRt
+    from rarefy.export.openvino import OpenVino
 
     if isinstance(runner, OpenVino):
-        for facts in runner.executed:
-            names = str(facts.get("originalLayersNames", "")).split(",")
-            for name in (part.split("/")[0] for part in names):
-                if name.startswith(MARK):
-                    kernel = f"{facts.get('layerType')} {facts.get('primitiveType')}"
-                    found[name] = (kernel, in_integers(facts))
-        return found
-    from rarefy.export.litert_runner import LiteRt
+        return in_openvino(runner, names)
+    whole = isinstance(runner, LiteRt) and runner.throughout
+    return {name: ("int8", True, "") for name in names if whole}
 
-    if isinstance(runner, LiteRt) and runner.throughout:
-        marks = (node.name for node in read_proto(runner.program).graph.node)
-        found = {name: ("int8", True) for name in marks if name.startswith(MARK)}
+
+def in_onnxruntime(runner: OnnxRuntime, names: Mapping[str, list[str]]) -> Kernels:
+    """`kernels_of` of the optimised graph; what has no mark is called after its result."""
+    found, others = {}, {}
+    for node in runner.optimised_graph().graph.node:
+        mark = node.name.split("_")[0].split("/")[0]
+        kernel = (node.op_type, node.op_type in INTEGER_NODES, node.name)
+        if mark.startswith(MARK):
+            found[mark] = kernel
+        elif node.name.endswith(BLOCKED):
+            others[node.name.removesuffix(BLOCKED)] = kernel
+    for mark, values in names.items():
+        known = [value for value in values if value in others]
+        if mark not in found and known:
+            found[mark] = others.pop(known[0])
+    return found
+
+
+def in_openvino(runner: "OpenVino", names: Mapping[str, list[str]]) -> Kernels:
+    """`kernels_of` of the run-time graph; what gives an output of the file is called after it."""
+    from rarefy.export.openvino import MULTIPLYING, in_integers
+
+    found = {}
+    called = {values[0]: mark for mark, values in names.items()}
+    for facts in runner.executed:
+        originals = str(facts.get("originalLayersNames", "")).split(",")
+        kernel = f"{facts.get('layerType')} {facts.get('primitiveType')}"
+        for name in (part.split("/")[0] for part in originals):
+            multiplies = name in called and facts.get("layerType") in MULTIPLYING
+            if name.startswith(MARK) or multiplies:
+                mark = called[name] if multiplies else name
+                found[mark] = (kernel, in_integers(facts), str(facts["name"]))
     return found
 
 
@@ -110,6 +156,15 @@ class Graph:
                 self.readers.setdefault(name, []).append(node)
         self.constants = {tensor.name for tensor in proto.graph.initializer}
         self.ends = {value.name for value in proto.graph.output}
+
+    def names(self, node: Any) -> list[str]:
+        """A node's result, and the results of what may be fused behind it, next first."""
+        found = [node.output[0]]
+        while len(readers := self.readers.get(found[-1], [])) == 1:
+            if readers[0].op_type not in (*CLIPS, "Add", "BatchNormalization"):
+                break
+            found.append(readers[0].output[0])
+        return found
 
     def layer(self, node: Any) -> str:
         """The path of the layer that a weight belongs to, or the name of the node's result."""

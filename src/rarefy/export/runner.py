@@ -83,6 +83,15 @@ class Runner(ABC):
     def probe(self, outputs: Sequence[str]) -> Self:
         """The same program in the same runtime, intermediate values returned after its own outputs."""
 
+    def node_times(self, inputs: Inputs, rounds: int = 10) -> dict[str, float]:
+        """Microseconds of every node that the runtime runs, by its own names; empty if it does not tell.
+
+        Args:
+            inputs: a batch as the file takes it.
+            rounds: calls over which medians are taken.
+        """
+        return {}
+
     def __call__(self, *values: Any, **named: Tensor) -> Any:
         """The outputs for a batch.
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from rarefy.errors import RuntimeParityError
 from rarefy.export.artefact import Artefact
-from rarefy.export.lint import lint, told
+from rarefy.export.ceiling import ceilings
+from rarefy.export.lint import Product, lint, told
 from rarefy.export.parity import Parity, check_parity, is_quantised
 from rarefy.export.runtimes import THROUGHOUT, open_program
 from rarefy.measure.counts import layers
@@ -99,7 +100,7 @@ class Evidence:
         time_stages(stages, self.programs, self.task.example, self.runtime, threads)
         for stage in stages:
             stage["energy_uj"] = inference_energy(stage["macs"], stage["bytes"]["onnx"])
-        products = lint(artefact.program, self.runtime) if is_quantised(self.model) else []
+        products = self.products(artefact.program, threads) if is_quantised(self.model) else []
         return {
             "environment": environment(threads, self.runtime),
             "stages": stages,
@@ -116,8 +117,15 @@ class Evidence:
                 *([NO_FLOATS.format(self.runtime)] if self.runtime in THROUGHOUT else []),
             ],
             "kernels": [dataclasses.asdict(product) for product in products],
+            "ceilings": (
+                ceilings(self.runtime, threads) if any(p.microseconds for p in products) else {}
+            ),
             **self.classes(quality),
         }
+
+    def products(self, path: Path, threads: int) -> list[Product]:
+        """What the linter says of a file, with the times of one example."""
+        return lint(path, self.runtime, threads, first_example(self.task.example))
 
     def through_runtime(self, path: Path, threads: int) -> tuple[Parity, Quality, int]:
         """Parity, metric and memory of the exported network; it is closed again.

@@ -13,6 +13,7 @@ from rarefy.report.confusion import classes_section
 from rarefy.report.costs import before_after_table, latency_conditions, stages_table
 from rarefy.report.frame import frame, write_page
 from rarefy.report.headline import headline
+from rarefy.report.kernels import kernels_section
 from rarefy.report.layers import layers_section
 from rarefy.report.markup import Markup, element, group
 from rarefy.report.origin import environment_section, recipe_section
@@ -26,6 +27,7 @@ NAVIGATION = {
     "steps": "Steps",
     "budget": "Budget",
     "layers": "Layers",
+    "kernels": "Kernels",
     "classes": "Classes",
     "parity": "Parity",
     "training": "Training",
@@ -109,6 +111,8 @@ def _sections(measurements: Measurements, recipe: str) -> dict[str, Markup]:
         found["budget"] = budget_section(measurements.budget)
     if measurements.layers:
         found["layers"] = layers_section(measurements.layers)
+    if measurements.kernels:
+        found["kernels"] = kernels_section(measurements)
     if measurements.classes is not None:
         found["classes"] = classes_section(measurements.classes)
     found["parity"] = parity_section(measurements.parity)

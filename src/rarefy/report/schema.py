@@ -86,6 +86,18 @@ class Layer(Part):
         return 1 - self.nonzero / self.parameters if self.parameters else 0.0
 
 
+class Kernel(Part):
+    """What the runtime made of a convolution or matrix product, and how long one example takes it."""
+
+    layer: str
+    operator: str
+    integer: bool
+    kernel: str
+    reason: str = ""
+    macs: Count | None = None
+    microseconds: float | None = None
+
+
 class Classes(Part):
     """Confusion counts: row = true class, column = answer."""
 
@@ -162,6 +174,8 @@ class Measurements(Part):
     environment: dict[str, Any] = {}
     stages: Annotated[list[Stage], Field(min_length=1)]
     layers: list[Layer] = []
+    kernels: list[Kernel] = []
+    ceilings: dict[str, float] = {}
     classes: Classes | None = None
     parity: Parity | None = None
     budget: BudgetVerdict | None = None
