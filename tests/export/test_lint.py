@@ -68,3 +68,15 @@ def test_a_float_network_has_no_integer_kernel(runtime: str) -> None:
     assert not any(product.integer for product in found)
     assert all(product.reason for product in found)
     assert told(found, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("integer", [True, False])
+def test_products_are_timed_where_inputs_are_given(runtime: str, integer: bool) -> None:
+    model, x = quantised(runtime) if integer else (Net().eval(), torch.randn(1, 3, 8, 8))
+    found = {p.layer: p for p in lint(export_onnx(model, x[:1]), runtime, 1, x[:1])}
+    macs = {"stem": 64 * 8 * 27, "body": 64 * 8 * 72, "mid": 128, "head": 80}
+    assert {layer: product.macs for layer, product in found.items()} == macs
+    assert all(product.kernel for product in found.values())
+    times = [product.microseconds for product in found.values()]
+    assert all(time is not None and 0 <= time < 1e6 for time in times)

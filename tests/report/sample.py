@@ -56,6 +56,18 @@ def _stage(name: str, right: int, nonzero: int, files: tuple[int, int, int], **m
     } | more
 
 
+def _kernel(layer: str, macs: int, microseconds: float | None) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "operator": "Conv" if layer.startswith("conv") else "Gemm",
+        "integer": layer != "fc2",
+        "kernel": "Gemm" if layer == "fc2" else "QLinearConv",
+        "reason": "its result leaves the network" if layer == "fc2" else "",
+        "macs": macs,
+        "microseconds": microseconds,
+    }
+
+
 def _latency(median: float, ratio: float | None, spread: list[float] | None) -> dict[str, Any]:
     return {
         "runtime": "onnxruntime",
@@ -149,6 +161,12 @@ def sample() -> dict[str, Any]:
             | {"latency_ms": _latency(0.236, 0.982, [0.961, 1.012])},
         ],
         "layers": _layers(),
+        "kernels": [
+            _kernel("conv1", 288_000, 9.5),
+            _kernel("fc1", 400_000, 12.5),
+            _kernel("fc2", 5_000, None),
+        ],
+        "ceilings": {"int8": 80.0, "float32": 40.0},
         "classes": {
             "names": [str(digit) for digit in range(10)],
             "confusion_before": confusion(MISTAKES_BEFORE),

@@ -107,7 +107,9 @@ def test_every_part_is_there_and_linked(page: Reader) -> None:
     assert targets == set(NAVIGATION)
 
 
-@pytest.mark.parametrize("name", ["layers", "classes", "budget", "training", "sensitivity"])
+@pytest.mark.parametrize(
+    "name", ["layers", "kernels", "classes", "budget", "training", "sensitivity"]
+)
 def test_absent_parts_are_left_out(name: str) -> None:
     document = sample()
     del document[name]

@@ -111,7 +111,7 @@ def in_onnxruntime(runner: OnnxRuntime, names: Mapping[str, list[str]]) -> Kerne
     """`kernels_of` of the optimised graph; what has no mark is called after its result."""
     found, others = {}, {}
     for node in runner.optimised_graph().graph.node:
-        mark = node.name.split("_")[0].split("/")[0]
+        mark = node.name.removeprefix("fused ").split("_")[0].split("/")[0]
         kernel = (node.op_type, node.op_type in INTEGER_NODES, node.name)
         if mark.startswith(MARK):
             found[mark] = kernel
