@@ -10,7 +10,7 @@ import rarefy.distill.distill as page
 from rarefy.distill.distill import Distill, annealed
 from rarefy.distill.taught import Taught
 from rarefy.distill.teach import Plan
-from rarefy.errors import RecipeError
+from rarefy.errors import ModelError, RecipeError
 from rarefy.step import Context
 from rarefy.task import Task
 
@@ -83,3 +83,14 @@ def test_annealing_ends_at_one() -> None:
     step = Distill(temperature=6, temperature_schedule="annealed")
     assert step.at(0) == 6
     assert step.at(1) == 1
+
+
+@pytest.mark.parametrize("role", ["teachers", "student"])
+def test_a_network_for_other_inputs_is_refused_in_a_sentence(role: str) -> None:
+    step = Distill(**{role: "zoo:resnet8"}, epochs=1)  # type: ignore[arg-type]
+    with pytest.raises(ModelError) as caught:
+        step.apply(network(0), context())
+    message = str(caught.value)
+    assert message.startswith(f"{role.removesuffix('s')} 'zoo:resnet8' does not run on the task's")
+    assert "(2, 6)" in message
+    assert "\n" not in message

@@ -22,7 +22,7 @@ from rarefy.distill.lessons import LESSONS
 from rarefy.distill.shrinking import Shrinking
 from rarefy.distill.taught import Taught, Told, lesson_pairs
 from rarefy.distill.teach import Plan, is_classes, teach, views
-from rarefy.distill.teachers import Faculty, How, load_teacher
+from rarefy.distill.teachers import Faculty, How, check_runs, load_teacher
 from rarefy.errors import RecipeError, TaskError
 from rarefy.loops.losses import (
     Imitation,
@@ -172,6 +172,10 @@ class Distill(TrainedStep):
         specs = (self.teachers,) if isinstance(self.teachers, str) else self.teachers
         networks = [load_teacher(spec, model, context) for spec in specs]
         mine, theirs, labels = self.example(context)
+        for spec, network in zip(specs, networks, strict=True):
+            check_runs(network, f"teacher '{spec}'", theirs)
+        if self.student is not None:
+            check_runs(model.eval(), f"student '{self.student}'", mine)
         weights = {n: w for n, w in self.weights.items() if n in LESSONS}
         pairs = lesson_pairs(list(weights), model, networks, (mine, theirs), self.pairs)
         taught = Taught(model, weights, pairs)

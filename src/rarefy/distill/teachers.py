@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from rarefy.distill.answers import Answers
 from rarefy.distill.attended import Attended, attending
-from rarefy.errors import ModelError, RecipeError
+from rarefy.errors import ModelError, RecipeError, described
 from rarefy.loops.features import Features, features
 from rarefy.step import Context
-from rarefy.task import Inputs, call, logits_of
+from rarefy.task import Inputs, call, logits_of, tensors_of
 from rarefy.zoo.models import load_model
 
 How: TypeAlias = Literal["probabilities", "logits", "surest"]
@@ -78,6 +78,22 @@ def load_teacher(spec: str, student: nn.Module, context: Context) -> nn.Module:
         return context.teacher
     found = copy.deepcopy(student) if spec == "self" else load_model(spec)
     return found.to(context.device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def check_runs(network: nn.Module, who: str, inputs: Inputs) -> None:
+    """Tries a network that the user named on a few inputs.
+
+    Raises:
+        ModelError: it fails on them, whatever the reason.
+    """
+    try:
+        call(network, inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
+        raise ModelError(
+            f"{who} does not run on the task's inputs ({shapes}): {described(error)}; take one made for them"
+        ) from error
 
 
 @dataclass
