@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multiply-accumulates told from a file are those counted in the network."""
 
+import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from rarefy.export.lint import MULTIPLYING
@@ -66,3 +68,15 @@ def test_dynamic_products_count_too() -> None:
     task = Task("noise", x, labelled=False)
     found = DynamicInt8().apply(model, Context(task, model, torch.device("cpu")))
     assert counted(found, x) == 2 * 7 * (16 * 32 + 32 * 4)
+
+
+def test_a_file_of_a_fixed_batch_counts_the_whole_of_it() -> None:
+    weight = numpy_helper.from_array(np.ones((6, 3), np.float32), "w")
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, size])
+        for name, size in (("x", 6), ("y", 3))
+    )
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "fixed", [x], [y], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert macs_of(proto, {"only": node}, torch.ones(1, 6)) == {"only": 4 * 6 * 3}

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rarefy.export.onnxruntime import OnnxRuntime
 from rarefy.task import Inputs
 
@@ -20,20 +22,20 @@ def macs_of(proto: "ModelProto", nodes: Mapping[str, Any], inputs: Inputs) -> di
     Args:
         proto: the file.
         nodes: of its graph; kinds without a rule are left out.
-        inputs: a batch; sizes of what nodes read and give are those of one run.
+        inputs: a batch, padded where the file takes a larger one only.
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     wanted = dict.fromkeys(v for n in nodes.values() for v in (n.input[0], n.output[0]))
-    runner = OnnxRuntime(proto, threads=1)
+    known = {*shapes, *(value.name for value in (*proto.graph.input, *proto.graph.output))}
+    asked = [name for name in wanted if name not in known]
+    runner = OnnxRuntime(proto, threads=1, outputs=asked)
     feed = runner.feed(inputs)
-    shapes |= {name: tuple(value.shape) for name, value in feed.items()}
-    asked = [v for v in wanted if v not in shapes and v not in runner.output_names]
-    probe = runner.probe(asked)
-    shapes |= {
-        name: tuple(value.shape)
-        for name, value in zip([*runner.output_names, *asked], probe.run(feed), strict=True)
-    }
+    if runner.batch is not None:
+        rows = torch.arange(runner.batch)
+        feed = {name: value[rows.clamp(max=len(value) - 1)] for name, value in feed.items()}
+    results = dict(zip(runner.output_names, runner.run(feed), strict=True))
+    shapes |= {name: tuple(value.shape) for name, value in (feed | results).items()}
     found = {name: of_node(node, shapes, makers) for name, node in nodes.items()}
     return {name: count for name, count in found.items() if count is not None}
 
