@@ -70,6 +70,23 @@ def test_dynamic_products_count_too() -> None:
     assert counted(found, x) == 2 * 7 * (16 * 32 + 32 * 4)
 
 
+def test_an_lstm_reads_both_matrices_in_every_step() -> None:
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(16, 24, batch_first=True), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[1][0][-1])  # the whole sequence of states is not read
+
+    model, x = Recurrent().eval(), torch.randn(2, 7, 16)
+    task = Task("noise", x, labelled=False)
+    found = DynamicInt8().apply(model, Context(task, model, torch.device("cpu")))
+    assert counted(found, x) == 2 * 7 * 4 * 24 * (16 + 24) + 2 * 24 * 4
+
+
 def test_a_file_of_a_fixed_batch_counts_the_whole_of_it() -> None:
     weight = numpy_helper.from_array(np.ones((6, 3), np.float32), "w")
     x, y = (

@@ -108,10 +108,8 @@ class OnnxRuntime(Runner):
 
     def node_times(self, inputs: Inputs, rounds: int = 10) -> dict[str, float]:
         """Microseconds by the names of the optimised graph, told by ONNX Runtime's profile."""
-        options, times = (
-            session_options(self.threads, self.exact),
-            defaultdict[str, list[float]](list),
-        )
+        times = defaultdict[str, list[float]](list)
+        options = session_options(self.threads, self.exact)
         options.enable_profiling = True
         with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
             options.profile_file_prefix = str(Path(folder) / "profile")

@@ -28,7 +28,7 @@ def macs_of(proto: "ModelProto", nodes: Mapping[str, Any], inputs: Inputs) -> di
     shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     wanted = dict.fromkeys(v for n in nodes.values() for v in (n.input[0], n.output[0]))
     known = {*shapes, *(value.name for value in (*proto.graph.input, *proto.graph.output))}
-    asked = [name for name in wanted if name not in known]
+    asked = [name for name in wanted if name and name not in known]
     runner = OnnxRuntime(proto, threads=1, outputs=asked)
     feed = runner.feed(inputs)
     if runner.batch is not None:
@@ -42,7 +42,7 @@ def macs_of(proto: "ModelProto", nodes: Mapping[str, Any], inputs: Inputs) -> di
 
 def of_node(node: Any, shapes: Shapes, makers: Mapping[str, Any]) -> int | None:
     """Multiply-accumulates of one node; None for a kind without a rule."""
-    given, taken = shapes[node.output[0]], shapes[node.input[0]]
+    given, taken = shapes.get(node.output[0], ()), shapes[node.input[0]]
     if node.op_type == "Conv":  # weight (O, I / groups, ...)
         return prod(given) * weights(node.input[1], shapes, makers) // given[1]
     if node.op_type == "ConvTranspose":  # weight (I, O / groups, ...)
