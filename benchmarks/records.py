@@ -83,7 +83,7 @@ steps:
 """),
     "resnet20": Record("resnet20", "zoo:resnet20@cifar10", 269_034, """
 steps:
-  - entropy-penalty: {epochs: 8, strength: 0.05, rate: 0.001, bits: 4}
+  - entropy-penalty: {epochs: 6, strength: 0.08, rate: 0.001, bits: 4, alpha: 0.5}
 """),
 }  # fmt: skip
 
