@@ -78,7 +78,7 @@ def test_layers_sort(desk: Opened) -> None:
     assert page.evaluate(names) == ["conv1", "fc2", "conv2", "fc1"]
     heading.click()
     assert page.evaluate(names) == ["fc1", "conv2", "fc2", "conv1"]
-    page.get_by_role("button", name="Layer", exact=True).click()
+    page.locator("#layers").get_by_role("button", name="Layer", exact=True).click()
     assert page.evaluate(names) == ["conv1", "conv2", "fc1", "fc2"]
     assert page.locator("#layers th[aria-sort]").count() == 1
 
