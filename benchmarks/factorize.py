@@ -56,7 +56,7 @@ CASES = {
     "lenet5": ("zoo:lenet5@mnist", "mnist:{data}/mnist.npz", tuple(DECOMPOSITIONS), 128),
     "resnet20": ("zoo:resnet20@cifar10", "cifar10:{data}", tuple(DECOMPOSITIONS), 128),
     "vgg": ("", "cifar10:{data}", tuple(DECOMPOSITIONS), 128),
-    "efficientnet": (f"{EXAMPLE}:model", f"{EXAMPLE}:task", ("svd",), 64),
+    "efficientnet": (f"{EXAMPLE}:model", f"{EXAMPLE}:task", ("svd",), 16),
 }
 
 
