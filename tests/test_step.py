@@ -89,3 +89,22 @@ def test_a_step_without_apply_says_so() -> None:
 def test_nearest_guesses_or_lists() -> None:
     assert nearest("sparcity", ["sparsity", "scope"]) == "; did you mean 'sparsity'?"
     assert nearest("xyz", ["sparsity", "scope"]) == "; known: scope, sparsity"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_finite_number_is_refused(value: float) -> None:
+    @dataclass(frozen=True)
+    class Unbounded(Step):
+        """Any number.
+
+        Attributes:
+            level: which.
+        """
+
+        level: float = 0.0
+
+        def apply(self, model: nn.Module, context: Context) -> nn.Module:
+            return model
+
+    with pytest.raises(RecipeError, match=f"level={value} is not allowed"):
+        Unbounded(level=value)

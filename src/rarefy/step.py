@@ -113,7 +113,7 @@ def built_schema(cls: type[Step]) -> type[BaseModel]:
         f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
         for f in dataclasses.fields(cls)
     }
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     return create_model(cls.__name__, __config__=config, **fields)
 
 
