@@ -66,6 +66,17 @@ class Row:
     seconds: float
 
 
+def example(
+    data: str | None, count: int
+) -> tuple[torch.nn.Module, Task, torch.Tensor, torch.Tensor]:
+    """The trained network, its task, and the first test images with their labels."""
+    if data:
+        os.environ["RAREFY_DATA"] = data
+    model, task = load_model(f"{EXAMPLE}:model"), load_task(f"{EXAMPLE}:task")
+    images, labels = (torch.cat(part) for part in zip(*task.batches("test"), strict=True))
+    return model, task, images[:count], labels[:count]
+
+
 def timed(make: Callable[[], Any]) -> tuple[Any, float]:
     """A result and the processor seconds that it took."""
     started = time.process_time()
@@ -174,11 +185,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.data:
-        os.environ["RAREFY_DATA"] = given.data
-    model, task = load_model(f"{EXAMPLE}:model"), load_task(f"{EXAMPLE}:task")
-    images = torch.cat([x for x, _ in task.batches("test")])[: given.images]
-    labels = torch.cat([y for _, y in task.batches("test")])[: given.images]
+    model, task, images, labels = example(given.data, given.images)
     seen = torch.cat([x for x, _ in task.batches("calibration")])[: given.calibration]
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)

@@ -20,23 +20,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from int8 import answers, example
 
 from rarefy.compress import apply_step
 from rarefy.export.onnx import export_onnx, save_onnx
 from rarefy.export.onnxruntime import OnnxRuntime
-from rarefy.export.runner import Runner
 from rarefy.quantize.reconstruct import Reconstruct
 from rarefy.step import Context
 from rarefy.store.pack import pack
-from rarefy.zoo.models import load_model
-from rarefy.zoo.tasks import load_task
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnet_lite0.py"
-
-
-def answers(runner: Runner, images: torch.Tensor) -> torch.Tensor:
-    """The classes that a file finds."""
-    return torch.cat([runner(part) for part in images.split(10)]).argmax(1)
 
 
 def main() -> None:
@@ -49,17 +40,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keeps the exported files")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.data:
-        os.environ["RAREFY_DATA"] = given.data
-    model, task = load_model(f"{EXAMPLE}:model"), load_task(f"{EXAMPLE}:task")
-    images = torch.cat([x for x, _ in task.batches("test")])[: given.images]
-    labels = torch.cat([y for _, y in task.batches("test")])[: given.images]
+    model, task, images, labels = example(given.data, given.images)
     with tempfile.TemporaryDirectory() as made:
         folder = given.out or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "float.onnx"
         save_onnx(export_onnx(model, task.example), path)
-        exact = answers(OnnxRuntime(path, threads=1), images)
+        exact = answers(OnnxRuntime(path, threads=1), images).argmax(1)
         top1 = float((exact == labels).float().mean())
         print(f"float32: top-1 {top1:.2%} on {len(labels)} images\n")
         print("| iterations | top-1 loss | agreement | .rfy | processor seconds |")
@@ -73,7 +60,7 @@ def main() -> None:
             path = folder / f"w{given.bits}-{count}.onnx"
             save_onnx(export_onnx(found, task.example), path)
             size = pack(path, path.with_suffix(".rfy"))
-            got = answers(OnnxRuntime(path, threads=1), images)
+            got = answers(OnnxRuntime(path, threads=1), images).argmax(1)
             lost = 100 * (top1 - float((got == labels).float().mean()))
             same = float((got == exact).float().mean())
             print(
