@@ -135,7 +135,9 @@ def distinct(values: NDArray[Any]) -> NDArray[Any]:
         [1, 3]
     """
     ordered = np.sort(values)
-    return ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
+    first = np.ones(ordered.size, dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def count_distinct(array: NDArray[Any]) -> int:

@@ -50,17 +50,21 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
         kind: as in `keys`.
     """
     width, size = 8 * pattern.dtype.itemsize, pattern.size
-    front = _front_width(pattern, kind)
-    last = histogram(_plane(pattern, kind, 0, 8), 256)
-    halved = width - front >= 16 and size >= _FEW and entropy(last) < 7.99 * size
+    known = {width: _front(pattern, kind)}  # histograms by the bits that a plane ends above
+    front = known[width].size.bit_length() - 1
+    if width > front:
+        known[8] = histogram(_plane(pattern, kind, 0, 8), 256)
+    halved = width - front >= 16 and size >= _FEW and entropy(known[8]) < 7.99 * size
+    if halved:
+        del known[8]
     parts, rest = [], width
     for bits in plane_widths(width, front, halved):
+        cut = partial(_plane, pattern, kind, rest - bits, bits, halved and bits == 4)
+        used = 8 if halved and bits == 4 else bits
+        counts = known[rest] if rest in known else histogram(cut(), 1 << used)
         rest -= bits
-        cut = partial(_plane, pattern, kind, rest, bits, halved and bits == 4)
-        plane, bits = cut(), 8 if halved and bits == 4 else bits
-        counts = histogram(plane, 1 << bits)
         # A twentieth less is not worth a decoder's time on what is noise for the most part.
-        noise = plane.size >= _FEW and entropy(counts) > 0.95 * bits * plane.size
+        noise = size >= _FEW and entropy(counts) > 0.95 * used * counts.sum()
         parts.append(plan_run(cut, counts, "raw" if noise else coder))
 
     def pieces() -> Iterator[bytes]:
@@ -83,21 +87,21 @@ def _plane(
     return np.frombuffer(pack(plane, 4), dtype=np.uint8) if paired else plane
 
 
-def _front_width(pattern: NDArray[Any], kind: int) -> int:
-    """Bits of the front plane: more follow the distribution closer but cost a longer table."""
+def _front(pattern: NDArray[Any], kind: int) -> NDArray[np.int64]:
+    """Histogram of the front plane, which it cuts: more bits fit better but cost a longer table."""
     width = 8 * pattern.dtype.itemsize
     if width == 8:
-        return 8
+        return histogram(_plane(pattern, kind, 0, 8), 256)
     counts = histogram(_plane(pattern, kind, width - _WIDEST, _WIDEST), 1 << _WIDEST)
-
-    def bits(front: int) -> float:
-        merged = counts.reshape(1 << front, -1).sum(axis=1)
-        return entropy(merged) + 3 * np.count_nonzero(merged) + (_WIDEST - front) * pattern.size
-
     widest = 9 if pattern.size < _FEW else _WIDEST
-    costs = {front: bits(front) for front in range(8, widest + 1)}
+    merged = {front: counts.reshape(1 << front, -1).sum(axis=1) for front in range(8, widest + 1)}
+    costs = {
+        front: entropy(found) + 3 * np.count_nonzero(found) + (_WIDEST - front) * pattern.size
+        for front, found in merged.items()
+    }
     # A table twice as long has to be worth its time.
-    return next(front for front in costs if costs[front] <= 1.004 * min(costs.values()))
+    limit = 1.004 * min(costs.values())
+    return next(found for front, found in merged.items() if costs[front] <= limit)
 
 
 class PlanesReader:

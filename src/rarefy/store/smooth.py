@@ -60,7 +60,8 @@ class Smooth:
 
 def smooth(values: NDArray[Any]) -> Smooth:
     """Plan a sequence of non-negative integers below `LARGEST`, shape (n,), n > 0."""
-    difference = np.diff(values, prepend=0)
+    difference = np.array(values, dtype=np.int64)
+    difference[1:] -= values[:-1]
     steps = np.where(difference >= 0, 2 * difference, -2 * difference - 1)
     plain = Smooth(_codes(steps), None)
     zero = steps == 0

@@ -66,7 +66,8 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
     if last - first == 2:
         found.append(_ternary(first, total))
     dense = counts[first : last + 1]
-    table = 40 + (dense.size if law is None else 0)  # bits, at the very least
+    # Bits of a table at the very least: counts that differ take two or more each.
+    table = 40 + (max(dense.size, 2 * used.size) if law is None else 0)
     information = entropy(counts)
     if max(information + table, 1.002 * information) >= min(plan.bits for plan in found):
         return sorted(found, key=lambda plan: plan.bits)
