@@ -46,6 +46,15 @@ def lenet5(x: Array, weights: Iterator[Array]) -> Array:
     return x @ next(weights).T + next(weights)
 
 
+def with_biases(weights: list[Array]) -> list[Array]:
+    """Those of a LeNet-5, with zeros for the biases of convolutions if the file has none."""
+    if len(weights) == 8:
+        return weights
+    conv1, conv2, *linear = weights
+    zeros = [np.zeros(len(w), np.float32) for w in (conv1, conv2)]
+    return [conv1, zeros[0], conv2, zeros[1], *linear]
+
+
 def lenet300(x: Array, weights: Iterator[Array]) -> Array:
     """Three linear layers."""
     x = x.reshape(len(x), -1)
@@ -81,6 +90,8 @@ def main() -> None:
     answer = {"lenet5": lenet5, "lenet300": lenet300, "resnet20": resnet20}[network]
     with read(path) as archive:
         weights = [archive[name].astype(np.float32) for name in archive]
+    if network == "lenet5":
+        weights = with_biases(weights)
     with np.load(images, allow_pickle=False) as data:
         pixels, labels = data["x_test"], data["y_test"]
     wrong = 0

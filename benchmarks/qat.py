@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantisation-aware training bit by bit: one network, one seed, accuracies through the exported file.
+"""Quantisation-aware training bit by bit: one network, several seeds, accuracies through the exported file.
 
     python benchmarks/qat.py --data DIR [--model zoo:resnet20@cifar10] [--task cifar10:{data}]
-        [--bits 4 3 2 8] [--method learned-step] [--epochs 1] [--images N] [--rate 0.01] [--seed 0]
-        [--out out/qat] [--json]
+        [--bits 4 3 2 8] [--epochs 1 1 2 1] [--rate 0.0002 0.0005 0.001 0.0001] [--images 0 0 0 12500]
+        [--seeds 0 1 2] [--method learned-step] [--optimiser adam] [--out out/qat] [--json]
 
 DIR holds the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`). Each width is that of inner weights and
 activations; the first and the last layer have 8 bits. For each the table says what calibration alone reaches
-(PTQ) and what training reaches (QAT), both on the test set and through ONNX Runtime. `--images` trains on so
-many of the training images only, drawn with the seed. A finished row is kept in `--out` and not computed
-again.
+(PTQ) and what training reaches (QAT), both on the test set and through ONNX Runtime: means over the seeds,
+with the least and the largest behind. `--epochs`, `--rate` and `--images` have one number, or one for each of
+`--bits`; the last trains on so many of the training images only, drawn with the seed, or on all (0). A
+finished training is kept in `--out` and not run again.
 """
 
 import argparse
 import copy
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from rarefy.task import Task
 from rarefy.zoo.models import load_model
 from rarefy.zoo.tasks import load_task
 
+TRAINING = 50_000  # images of CIFAR-10
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -45,6 +50,7 @@ class Setting:
     method: str
     epochs: int
     images: int
+    optimiser: str
     rate: float
     seed: int
 
@@ -86,6 +92,7 @@ def row_of(
             activation_bits=bits,
             method=setting.method,  # type: ignore[arg-type]
             epochs=epochs,
+            optimiser=setting.optimiser,  # type: ignore[arg-type]
             rate=setting.rate,
         )
         context = Context(task, original, torch.device("cpu"), setting.seed, {}, out / f"at-{bits}")
@@ -114,45 +121,68 @@ def kept_row(
     return row
 
 
+def spread(values: list[float], form: str) -> str:
+    """Mean, and the ends where they differ."""
+    low, high = min(values), max(values)
+    mean = format(sum(values) / len(values), form)
+    return mean if low == high else f"{mean} ({low:{form}} to {high:{form}})"
+
+
 def printed(rows: list[dict[str, Any]], exact: float) -> None:
-    """The table."""
-    print(f"float {100 * exact:.2f} %")
-    print(f"{'bits':>4} {'PTQ':>7} {'QAT':>7} {'loss':>6} {'.rfy':>8} {'CPU s':>6}")
-    for row in rows:
-        loss = 100 * (exact - row["qat"])
+    """The table, in Markdown."""
+    print(f"float {100 * exact:.2f} %\n")
+    print("| bits | images | seeds | PTQ, % | QAT, % | loss, points | `.rfy` |")
+    print("| ---: | ---: | ---: | ---: | --- | --- | --- |")
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        same = [row for row in rows if row["bits"] == bits]
+        reached = [100 * row["qat"] for row in same]
         print(
-            f"{row['bits']:4} {100 * row['ptq']:7.2f} {100 * row['qat']:7.2f} {loss:6.2f} "
-            f"{row['qat_bytes']:8,} {row['qat_cpu']:6}"
+            f"| {bits} | {same[0]['epochs'] * (same[0]['images'] or TRAINING):,} | {len(same)} "
+            f"| {spread([100 * row['ptq'] for row in same], '.2f')} | {spread(reached, '.2f')} "
+            f"| {spread([100 * exact - value for value in reached], '.2f')} "
+            f"| {spread([row['qat_bytes'] for row in same], ',.0f')} |"
         )
+
+
+def each(given: argparse.Namespace, name: str) -> list[Any]:
+    """An option's number for each of the widths."""
+    values: list[Any] = getattr(given, name)
+    if len(values) not in (1, len(given.bits)):
+        raise SystemExit(f"--{name} has {len(values)} numbers for {len(given.bits)} of --bits")
+    return values * len(given.bits) if len(values) == 1 else values
 
 
 def main() -> None:
     """Reads the arguments and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--model", default="zoo:resnet20@cifar10")
     parser.add_argument("--task", default="cifar10:{data}")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2, 8])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 1, 2, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--method", default="learned-step")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=0.01)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, nargs="+", default=[0, 0, 0, 12500])
+    parser.add_argument("--rate", type=float, nargs="+", default=[0.0002, 0.0005, 0.001, 0.0001])
+    parser.add_argument("--optimiser", default="adam")
     parser.add_argument("--out", type=Path, default=Path("out/qat"))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    spec = given.task.format(data=given.data)
-    setting = Setting(
-        given.model, given.task, given.method, given.epochs, given.images, given.rate, given.seed
+    if given.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
+    plan = list(
+        zip(given.bits, *(each(given, n) for n in ("epochs", "images", "rate")), strict=True)
     )
-    original, task = load_model(given.model), replace(load_task(spec), validation=None)
+    torch.set_num_threads(1)
+    original = load_model(given.model)
+    task = replace(load_task(given.task.format(data=given.data)), validation=None)
     exact = evaluate(original, task).value
     rows = []
-    for bits in given.bits:
-        rows.append(
-            kept_row(bits, original, fewer(task, given.images, given.seed), setting, given.out)
-        )
+    for seed, (bits, epochs, images, rate) in product(given.seeds, plan):
+        how = given.method, epochs, images, given.optimiser, rate, seed
+        setting = Setting(given.model, given.task, *how)
+        rows.append(kept_row(bits, original, fewer(task, images, seed), setting, given.out))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     if given.json:
         print(json.dumps({"float": exact, "rows": rows}, indent=1))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The smallest files at a given error: what rarefy writes, beside what was published.
 
-    python benchmarks/records.py --data DIR [--rates 2 1 0.6 0.5 0.4] [--plot FILE.html] [--json]
+    python benchmarks/records.py --data DIR [--rates 2 1 0.6 0.5 0.4] [--resnet-rates 3 2.4]
+                                 [--plot FILE.html] [--json]
     python benchmarks/records.py --data DIR --train lenet5-3000
 
 DIR holds ``mnist.npz`` and the JPEG arrays of CIFAR-10 (see `rarefy.zoo.datasets`). Every file is counted
 whole and judged in a process of its own, which has the decoder and numpy alone (``judge.py``). Rows without
-training are made here and now. Rows with training are made by `--train`, one at a time, and kept in
-out/records; a row that has not been trained says so. Choices are made on held-back training images.
+training are made here and now. Those with training lie beside this script in records/; `--train` makes one
+of them anew, its checkpoints in out/records. Choices are made on held-back training images.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from rarefy.compress import apply_step
+from rarefy.graph.fold import fold_batch_norms
 from rarefy.measure.quality import evaluate
 from rarefy.quantize.rate_distortion import RateDistortion
 from rarefy.recipe import Recipe
@@ -38,6 +40,7 @@ from rarefy.zoo.models import load_model
 from rarefy.zoo.tasks import load_task
 
 HOME = Path(__file__).parent
+KEPT = HOME / "records"
 OUT = HOME.parent / "out" / "records"
 
 
@@ -49,6 +52,7 @@ class Record:
     source: str  # trained weights, or the bare network
     parameters: int
     recipe: str
+    absorbed: bool = False  # whether biases of convolutions move into the layer behind them
 
     def task(self, data: Path) -> Task:
         """Its images."""
@@ -58,7 +62,7 @@ class Record:
 
 def lenet5(recipe: str) -> Record:
     """The LeNet-5 that ships with rarefy."""
-    return Record("lenet5", "zoo:lenet5@mnist", 431_080, recipe)
+    return Record("lenet5", "zoo:lenet5@mnist", 431_080, recipe, absorbed=bool(recipe))
 
 
 TRAINED = {
@@ -66,13 +70,13 @@ TRAINED = {
 steps:
   - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.872}, allocation: local, largest: 0.95}
   - finetune: {epochs: 20, optimiser: adam, rate: 0.002}
-  - entropy-penalty: {epochs: 90, strength: 0.03, rate: 0.003}
+  - entropy-penalty: {epochs: 120, strength: 0.034, rate: 0.003}
 """),
     "lenet5-1150": lenet5("""
 steps:
   - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.92}, allocation: local, largest: 0.95}
   - finetune: {epochs: 30, optimiser: adam, rate: 0.002}
-  - entropy-penalty: {epochs: 100, strength: 0.12, rate: 0.003, bits: 4}
+  - entropy-penalty: {epochs: 240, strength: 0.165, rate: 0.003, bits: 4}
 """),
     "lenet300": Record("lenet300", "zoo:lenet300", 266_610, """
 steps:
@@ -83,7 +87,7 @@ steps:
 """),
     "resnet20": Record("resnet20", "zoo:resnet20@cifar10", 269_034, """
 steps:
-  - entropy-penalty: {epochs: 6, strength: 0.08, rate: 0.001, bits: 4, alpha: 0.5}
+  - entropy-penalty: {epochs: 16, strength: 0.4, rate: 0.002, bits: 4, alpha: 0.5}
 """),
 }  # fmt: skip
 
@@ -103,12 +107,12 @@ PUBLISHED = [
 
 @dataclass(frozen=True)
 class Row:
-    """One file: bytes, error on the test images (None if it was not made), ratio to float32."""
+    """One file: bytes, error on the test images, ratio to float32."""
 
     case: str
-    bytes: int | None
-    error: float | None
-    ratio: float | None
+    bytes: int
+    error: float
+    ratio: float
 
 
 def judged(network: str, path: Path, data: Path) -> float:
@@ -136,19 +140,31 @@ def row(case: str, path: Path, data: Path, record: Record) -> Row:
     return Row(case, size, error, round(4 * record.parameters / size, 1))
 
 
-def untrained(data: Path, rates: list[float]) -> list[Row]:
-    """The shipped LeNet-5 as it is, and rounded at several rates without training."""
-    record = lenet5("")
-    model, task = load_model(record.source), record.task(data)
-    stored(model, OUT / "float32.rfy")
-    rows = [row("LeNet-5, float32, lossless", OUT / "float32.rfy", data, record)]
+def untrained(record: Record, data: Path, rates: list[float]) -> list[Row]:
+    """A trained network as it is, and rounded at several rates without training."""
+    name = {"lenet5": "LeNet-5", "resnet20": "ResNet-20"}[record.network]
+    task = record.task(data)
+    model = load_model(record.source).eval()
+    fold_batch_norms(model, task.example)
+    path = OUT / f"{record.network}-float32.rfy"
+    stored(model, path)
+    rows = [row(f"{name}, float32, lossless", path, data, record)]
     for rate in rates:
         context = Context(task, copy.deepcopy(model).eval(), torch.device("cpu"), 0, {})
         found, _ = apply_step(RateDistortion(bits=rate), copy.deepcopy(model), context)
-        path = OUT / f"rate-{rate:g}.rfy"
+        path = OUT / f"{record.network}-{rate:g}.rfy"
         stored(found, path)
-        rows.append(row(f"LeNet-5, no training, {rate:g} bits a weight", path, data, record))
+        rows.append(row(f"{name}, no training, {rate:g} bits a weight", path, data, record))
     return rows
+
+
+@torch.no_grad()
+def absorb_biases(model: Any) -> None:
+    """LeNet-5 without biases of convolutions: no padding and no ReLU keeps them from fc1, exactly."""
+    shift = model.conv2.bias + model.conv2.weight.sum(dim=(2, 3)) @ model.conv1.bias
+    places = model.fc1.weight.unflatten(1, (len(shift), -1)).sum(dim=2)
+    model.fc1.bias += places @ shift
+    model.conv1.bias = model.conv2.bias = None
 
 
 def train(name: str, data: Path) -> None:
@@ -157,6 +173,8 @@ def train(name: str, data: Path) -> None:
     torch.manual_seed(0)
     model = load_model(made.source)
     teacher = copy.deepcopy(model).eval()
+    if made.absorbed:
+        absorb_biases(model)
     for number, step in enumerate(Recipe.from_yaml(made.recipe).steps):
         record: dict[str, Any] = {}
         folder = OUT / f"{name}.work" / str(number)
@@ -164,15 +182,12 @@ def train(name: str, data: Path) -> None:
         model, _ = apply_step(step, model, context)
         print(name, step.key(), json.dumps(record.get("bits", {})), file=sys.stderr)
     print("held-back accuracy", evaluate(model, task, "validation").value, file=sys.stderr)
-    print(name, stored(model, OUT / f"{name}.rfy"), "bytes", file=sys.stderr)
+    print(name, stored(model, KEPT / f"{name}.rfy"), "bytes", file=sys.stderr)
 
 
 def show(item: Row) -> str:
     """One line of the table."""
-    size = "not made" if item.bytes is None else f"{item.bytes:,}"
-    error = "" if item.error is None else f"{100 * item.error:.2f} %"
-    ratio = "" if item.ratio is None else f"{item.ratio:.1f}x"
-    return f"{item.case:60} {size:>12} {error:>9} {ratio:>9}"
+    return f"{item.case:60} {item.bytes:12,} {100 * item.error:7.2f} % {item.ratio:8.1f}x"
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -187,12 +202,10 @@ def plot(rows: list[Row], path: Path) -> None:
     }
     chart = go.Figure()
     for kind, begins in kinds.items():
-        found = [
-            r for r in rows if r.case.startswith(begins) and "LeNet-300" not in r.case and r.bytes
-        ]
+        found = [r for r in rows if r.case.startswith(begins) and "LeNet-300" not in r.case]
         chart.add_scatter(
             x=[r.bytes for r in found],
-            y=[100 * r.error for r in found if r.error is not None],
+            y=[100 * r.error for r in found],
             text=[r.case for r in found],
             mode="markers" if kind == "published" else "lines+markers",
             name=kind,
@@ -208,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--rates", type=float, nargs="*", default=[2.0, 1.0, 0.6, 0.5, 0.4])
+    parser.add_argument("--resnet-rates", type=float, nargs="*", default=[3.0, 2.4])
     parser.add_argument("--train", choices=sorted(TRAINED))
     parser.add_argument("--plot", type=Path, help="an .html file: bytes of LeNet-5 against error")
     parser.add_argument("--json", action="store_true")
@@ -220,12 +234,9 @@ def main() -> None:
     if options.train:
         train(options.train, data)
         return
-    rows = untrained(data, options.rates)
-    for name, record in TRAINED.items():
-        path = OUT / f"{name}.rfy"
-        rows.append(
-            row(name, path, data, record) if path.is_file() else Row(name, None, None, None)
-        )
+    rows = untrained(TRAINED["lenet5-3000"], data, options.rates)
+    rows += untrained(TRAINED["resnet20"], data, options.resnet_rates)
+    rows += [row(name, KEPT / f"{name}.rfy", data, record) for name, record in TRAINED.items()]
     rows += [Row(case, size, error, round(4 * n / size, 1)) for case, n, size, error in PUBLISHED]
     if options.plot:
         plot(rows, options.plot)

@@ -5,10 +5,12 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError, TaskError
-from rarefy.quantize.calibration import calibrate, look
+from rarefy.quantize.calibration import calibrate, every, in_memory_order, look
 from rarefy.task import Task
 
 CPU = torch.device("cpu")
@@ -34,6 +36,21 @@ def test_sites_see_every_value_once() -> None:
     assert found["input#0"].total() == 12
     assert (found[":add#0"].low, found[":add#0"].high) == (-3, 7)
     assert found[":add#0"].total() == 24
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=2, max_size=5),
+    step=st.integers(1, 9),
+    data=st.data(),
+)
+def test_the_same_entries_are_taken_however_they_lie(shape, step, data) -> None:
+    order = data.draw(st.permutations(range(len(shape))))
+    x = torch.arange(float(torch.tensor(shape).prod())).view(shape)
+    stored = x.permute(order).contiguous().permute([order.index(i) for i in range(len(shape))])
+    assert torch.equal(stored, x)
+    assert torch.equal(every(stored, step), x.flatten(1)[:, ::step])
+    assert in_memory_order(stored).is_contiguous()
 
 
 def test_no_more_examples_are_seen_than_asked_for() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rarefy.errors import FileError
 from rarefy.store.coding import encode_tensor
-from rarefy.store.decoding import MIXED, coding_name, decode_tensor
+from rarefy.store.decoding import COARSE, MIXED, coding_name, decode_tensor
 
 from .arrays import same
 
@@ -34,6 +34,22 @@ def test_tensors_come_back(shape: tuple[int, ...], dtype: str) -> None:
     assert len(payload) <= len(encode_tensor(array))
     if array.size > 30:
         assert coding_name(payload, array.dtype, array.shape) == "codebook+mixing"
+
+
+def test_a_step_of_eight_bits_takes_two_bytes() -> None:
+    codes = np.random.default_rng(0).integers(-2, 3, (40, 30)).astype(np.float32)
+    fine, coarse = np.float32(0.0123456), np.array([0x3C4A0000], np.uint32).view(np.float32)[0]
+    long, short = (encode_tensor(codes * step, "mixing") for step in (fine, coarse))
+    assert len(long) == len(short) + 2
+    for step, data in ((fine, long), (coarse, short)):
+        assert same(decode_tensor(data, np.dtype("float32"), codes.shape), codes * step)
+
+
+def test_a_step_without_two_bytes_to_leave_out_is_refused() -> None:
+    data = bytes([MIXED | COARSE, 1, 2, 3])
+    for dtype in ("float16", "int8"):
+        with pytest.raises(FileError, match="no bytes to leave out"):
+            decode_tensor(data, np.dtype(dtype), (4, 4))
 
 
 def test_levels_that_are_no_multiples_are_listed() -> None:

@@ -16,7 +16,7 @@ from rarefy.measure.quality import batches_of
 from rarefy.quantize.ranges import BINS
 from rarefy.task import Inputs, Task, call, move, tensors_of
 
-VALUES = 1 << 14  # of an example that are counted at one site
+VALUES = 1 << 12  # of an example that are counted at one site
 
 
 class SiteWatcher(CallWatcher):
@@ -149,13 +149,32 @@ def take_in(histogram: Histogram, result: Tensor) -> None:
     """
     if not result.numel():
         return
-    flat = result.detach().flatten(1) if result.dim() > 1 else result.detach()
-    step = -(-flat.shape[-1] // VALUES)
+    result = result.detach()
+    step = -(-result[0].numel() // VALUES) if result.dim() > 1 else 1
     if step > 1:
-        low, high = (float(end) for end in torch.aminmax(flat))
+        low, high = (float(end) for end in torch.aminmax(in_memory_order(result)))
         if math.isfinite(low) and math.isfinite(high):
             histogram.widen(low, high)
-            flat = flat[
-                ..., :: step + 1 - step % 2
-            ]  # an odd step walks over all columns of an image
-    histogram.update(flat)
+            # an odd step walks over all columns of an image
+            result = every(result, step + 1 - step % 2)
+    histogram.update(result)
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """The same tensor with its axes in the order in which they lie in memory."""
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+
+
+def every(x: Tensor, step: int) -> Tensor:
+    """Of each example of x (B, …) the entries 0, step, 2·step, …, in row-major order, (B, n).
+
+    Nothing else is copied, however the entries lie in memory.
+    """
+    if x.is_contiguous() or x.dim() < 3:
+        return x.flatten(1)[:, ::step]
+    places = torch.arange(0, x[0].numel(), step, device=x.device)
+    index: tuple[Tensor, ...] = ()
+    for size in reversed(x.shape[1:]):
+        index = (places % size, *index)
+        places = places // size
+    return x[(slice(None), *index)]

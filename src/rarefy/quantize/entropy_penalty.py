@@ -35,7 +35,7 @@ PSEUDO = 4.0
 
 
 class LearnedGrid(Form):
-    """w = 2^exponent · round(v / 2^exponent), with gradients for v and the exponent.
+    """w = step · round(v / step), step = 2^exponent to eight bits, with gradients for v and the exponent.
 
     Args:
         exponent: of the step, to begin with.
@@ -51,13 +51,18 @@ class LearnedGrid(Form):
 
     def ratio(self, v: Tensor) -> Tensor:
         """The real number v / step that is rounded."""
-        return v / torch.exp2(self.exponent)
+        return v / self.step()
+
+    def step(self) -> Tensor:
+        """2^exponent, rounded to eight bits so that a file needs two bytes for it."""
+        exact = torch.exp2(self.exponent)
+        return exact + (exact.detach().bfloat16().to(exact) - exact.detach())
 
     def forward(self, v: Tensor) -> Tensor:
         x = self.ratio(v)
         # What is added is exactly 0, so that the codes are integers to the last bit.
         codes = x.detach().round().clamp(-self.largest, self.largest) + (x - x.detach())
-        return codes * torch.exp2(self.exponent)
+        return codes * self.step()
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return w
@@ -159,7 +164,7 @@ class EntropyPenalty(LearningStep):
             context.record["bits"] = {
                 name: float(information(form.ratio(v)).sum()) for name, v, form in held
             }
-            context.record["steps"] = {name: float(form.exponent.exp2()) for name, _, form in held}
+            context.record["steps"] = {name: float(form.step()) for name, _, form in held}
         return model.eval()
 
     def exponent(self, w: Tensor) -> float:

@@ -21,8 +21,10 @@ from rarefy.task import Inputs, call, tensors_of
 
 def channel_means(result: Tensor, module: nn.Module) -> Tensor:
     """(channels,) means of a layer's result over everything else."""
-    axis = result.dim() - 1 if isinstance(module, nn.Linear) else 1
-    return result.double().mean([i for i in range(result.dim()) if i != axis])
+    if isinstance(module, nn.Linear):
+        return result.reshape(-1, result.shape[-1]).mean(0).double()
+    places = result.mean(list(range(2, result.dim()))) if result.dim() > 2 else result
+    return places.double().mean(0)
 
 
 def shaped(values: Tensor, result: Tensor, module: nn.Module) -> Tensor:

@@ -28,6 +28,7 @@ from rarefy.quantize.prepared import Prepared, of_layers, placement_of, prepare,
 from rarefy.quantize.ranges import Choice, choose_range, range_candidates
 from rarefy.quantize.tied import holders
 from rarefy.quantize.weight_layers import tables_of
+from rarefy.select import Layer
 from rarefy.step import Context, Count, Patterns, Step
 from rarefy.task import Inputs, move
 
@@ -89,12 +90,10 @@ class StaticInt8(Step):
         noise = layer_noise(model, self.few(context, JUDGED), how)
         if self.correct:
             correct_means(model, joined(self.few(context, AVERAGED)), how)
+        tables = self.tables(model) if prepared.runtime.looks_up else []
         prepared.finish(ranges, codes)
-        if prepared.runtime.looks_up:
-            for shared in holders(
-                model, tables_of(model, self.layers, of_layers(model, self.exclude))
-            ):
-                store_codes(shared, coded_weight(shared, {}))
+        for shared in tables:
+            store_codes(shared, coded_weight(shared, {}))
         context.record.update(
             folded_norms=len(prepared.folded),
             ranges=ranges,
@@ -146,6 +145,11 @@ class StaticInt8(Step):
         """
         calls, floating = look(model, example)
         return placement_of(model, calls, floating, quantised, table, self.exclude)
+
+    def tables(self, model: nn.Module) -> list[list[Layer]]:
+        """Embeddings to be stored in 8 bits, those that share one together."""
+        found = tables_of(model, self.layers, of_layers(model, self.exclude))
+        return list(holders(model, found))
 
     def few(self, context: Context, most: int) -> list[Any]:
         """The first calibration examples."""

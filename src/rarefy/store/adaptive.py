@@ -6,7 +6,7 @@ whose chance is mixed from what neighbours in row, column and kernel, and rows, 
 as a whole have shown so far. No tables are written, which is what a small network's file is made of.
 A weight takes a tenth of a millisecond. All bytes up to the end of the tensor are the message:
 
-    step (nothing for integers) or codebook | message
+    step (nothing for integers, two bytes if the rest are zeros) or codebook | message
 """
 
 from itertools import product
@@ -29,6 +29,8 @@ MOST = 1 << 19
 
 _LARGEST = 1 << 12
 
+_ZEROS = b"\0\0"
+
 UNARY = 20
 """Magnitudes below it are told step by step, what is beyond as an exponential-Golomb code."""
 
@@ -39,25 +41,27 @@ def encode_mixed(
     kind: int,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
-) -> tuple[bool, bytes]:
-    """Codes of a codebook as bytes, and whether its levels are listed; `MixedReader` reads them.
+) -> tuple[bool, bool, bytes]:
+    """Whether levels are listed, whether their step is coarse, and the bytes that `MixedReader` reads.
 
     Args:
         codes: shape (n,), each value's place among the levels, n at most `MOST`.
         levels, kind, dtype: of the codebook, as in `codebook.write_levels`.
         shape: of the tensor.
     """
-    found = integers_of(levels, kind, dtype)
+    found, coarse = integers_of(levels, kind, dtype), False
     if found is not None and int(np.abs(found[1]).max()) < _LARGEST // 2:
         step, integers = found
         table = 2 * np.abs(integers) - (integers < 0)
         head = step.to_bytes(dtype.itemsize if kind == FLOAT else 0, "little")
+        coarse = len(head) == 4 and head.startswith(_ZEROS)
+        head = head.removeprefix(_ZEROS) if coarse else head
     else:
         found, table = None, np.arange(levels.size)
         head = write_levels(levels, kind, dtype)
     coder = BitEncoder()
     _walk(coder, table[codes].tolist(), grid_shape(shape))
-    return found is None, head + coder.message()
+    return found is None, coarse, head + coder.message()
 
 
 class MixedReader:
@@ -69,7 +73,9 @@ class MixedReader:
         shape: tuple[int, ...],
         kind: int,
         dtype: np.dtype[Any],
+        *,
         listed: bool,
+        coarse: bool,
     ) -> None:
         """Take the values of a whole tensor, which end where the bytes end.
 
@@ -85,9 +91,12 @@ class MixedReader:
             bits.close()
         elif kind == FLOAT and dtype.itemsize not in (2, 4):
             raise FileError(f"values of {dtype.name} can't be integers times a step")
+        elif coarse and (kind != FLOAT or dtype.itemsize != 4):
+            raise FileError(f"a step of {dtype.name} has no bytes to leave out")
         else:
-            step = cursor.take(dtype.itemsize if kind == FLOAT else 0)
-            levels = lattice(int.from_bytes(step, "little"), _LARGEST, kind, dtype)
+            zeros = _ZEROS if coarse else b""
+            step = cursor.take((dtype.itemsize if kind == FLOAT else 0) - len(zeros))
+            levels = lattice(int.from_bytes(zeros + step, "little"), _LARGEST, kind, dtype)
         symbols = np.array(_walk(BitDecoder(cursor, cursor.remaining), None, grid), np.int64)
         if symbols.size and int(symbols.max()) >= levels.size:
             raise FileError(f"a symbol {symbols.max()} is none of {levels.size}")

@@ -31,8 +31,8 @@ DENSE, BITMAP, GAPS, RAW = range(4)
 COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS, MIXED = 8, 16, 32, 64, 128
 TRELLIS = CONTEXTS | 8
 ROWS = MIXED | CONTEXTS
-LISTED = 1
-"""Beside `MIXED`: the levels are listed."""
+LISTED, COARSE = 1, 2
+"""Beside `MIXED`: the levels are listed; two bytes of zeros at the end of a float32 step are left out."""
 
 _CHUNK = 1 << 16
 
@@ -75,9 +75,9 @@ def _opened(
         return _Rows(cursor, shape, dtype)
     if tag == DENSE | TRELLIS and dtype == real:
         return _Dense(TrellisReader(cursor, shape, kind_of(dtype), real), 0, size, dtype)
-    if tag & ~LISTED == MIXED and dtype == real:
-        listed = bool(tag & LISTED)
-        return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, listed), 0, size, dtype)
+    if tag in (MIXED, MIXED | LISTED, MIXED | COARSE) and dtype == real:
+        how = {"listed": bool(tag & LISTED), "coarse": bool(tag & COARSE)}
+        return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, **how), 0, size, dtype)
     if tag & 3 in (BITMAP, GAPS) and not tag & ~(3 | PLANES | COLUMNS | BACKGROUND):
         rows = shape[0] if tag & COLUMNS and len(shape) > 1 else 1
         return _Sparse(cursor, tag, size, dtype, rows)
