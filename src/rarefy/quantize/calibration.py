@@ -173,8 +173,8 @@ def every(x: Tensor, step: int) -> Tensor:
     if x.is_contiguous() or x.dim() < 3:
         return x.flatten(1)[:, ::step]
     places = torch.arange(0, x[0].numel(), step, device=x.device)
-    index: tuple[Tensor, ...] = ()
+    index: list[slice | Tensor] = []
     for size in reversed(x.shape[1:]):
-        index = (places % size, *index)
+        index.append(places % size)
         places = places // size
-    return x[(slice(None), *index)]
+    return x[(slice(None), *reversed(index))]
