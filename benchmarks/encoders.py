@@ -118,9 +118,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128])
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.data is None:
-        parser.error("no data: give --data DIR or set RAREFY_DATA")
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
+    torch.set_num_threads(1)
     texts = [text for row in pairs(given.data / "stsb_dev.csv") for text in row[5:7]]
     texts = texts[: given.sentences]
     facts: dict[Way, dict[str, Any]] = {}

@@ -184,6 +184,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
+    if given.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
     torch.set_num_threads(1)
     model, task, images, labels = example(given.data, given.images)
     seen = torch.cat([x for x, _ in task.batches("calibration")])[: given.calibration]

@@ -86,6 +86,9 @@ def normalised(pixels: NDArray[np.uint8]) -> Array:
 
 def main() -> None:
     """Prints the error."""
+    if len(sys.argv) != 4:
+        print("nothing to judge: NETWORK FILE.rfy IMAGES.npz are missing")
+        return
     network, path, images = sys.argv[1:]
     answer = {"lenet5": lenet5, "lenet300": lenet300, "resnet20": resnet20}[network]
     with read(path) as archive:

@@ -157,7 +157,7 @@ def show(row: Row, share: float | None) -> str:
 def main() -> None:
     """Prints the table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of images and sentences")
+    parser.add_argument("--data", type=Path, default=os.environ.get("RAREFY_DATA"))
     parser.add_argument("--case", nargs="*", choices=sorted(QPS), default=sorted(QPS))
     parser.add_argument("--held", type=int, default=64, help="images or sentences to judge on")
     parser.add_argument("--examples", type=int, default=64, help="that calibrate")
@@ -165,6 +165,9 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
     torch.set_num_threads(1)
     everything: list[Row] = []
     for name in options.case:

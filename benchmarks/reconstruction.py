@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=650)
     parser.add_argument("--out", type=Path, help="keeps the exported files")
     given = parser.parse_args()
+    if given.data is None:
+        print("no data: give --data DIR or set RAREFY_DATA")
+        return
     torch.set_num_threads(1)
     model, task, images, labels = example(given.data, given.images)
     with tempfile.TemporaryDirectory() as made:

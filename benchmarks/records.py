@@ -74,9 +74,9 @@ steps:
 """),
     "lenet5-1150": lenet5("""
 steps:
-  - prune-channels: {sparsities: {conv1: 0.6, conv2: 0.68, fc1: 0.92}, allocation: local, largest: 0.95}
+  - prune-channels: {sparsities: {conv1: 0.7, conv2: 0.72, fc1: 0.928}, allocation: local, largest: 0.95}
   - finetune: {epochs: 30, optimiser: adam, rate: 0.002}
-  - entropy-penalty: {epochs: 240, strength: 0.165, rate: 0.003, bits: 4}
+  - entropy-penalty: {epochs: 120, strength: 0.15, rate: 0.003, bits: 4}
 """),
     "lenet300": Record("lenet300", "zoo:lenet300", 266_610, """
 steps:

@@ -4,7 +4,7 @@
 Whether a weight is zero, its sign, whether its magnitude goes on beyond 1, 2, …: each is a decision
 whose chance is mixed from what neighbours in row, column and kernel, and rows, columns and positions
 as a whole have shown so far. No tables are written, which is what a small network's file is made of.
-A weight takes a tenth of a millisecond. All bytes up to the end of the tensor are the message:
+A weight takes some tens of microseconds. All bytes up to the end of the tensor are the message:
 
     step (nothing for integers, two bytes if the rest are zeros) or codebook | message
 """
@@ -25,7 +25,7 @@ from rarefy.store.mixing import Mixer
 from rarefy.store.scales import grid_shape
 
 MOST = 1 << 19
-"""Values of a tensor; these take nearly a minute."""
+"""Values of a tensor; these take some ten seconds."""
 
 _LARGEST = 1 << 12
 

@@ -48,7 +48,7 @@ def write(
         kind: "tensors", "onnx" or "safetensors": how the program is to be read.
         info: notes that JSON can hold: recipe, measurements, hashes.
         coder: "auto" (small and fast), "huffman", "ans", "raw" (no compression), or "mixing" (the
-            smallest; tensors of few levels and up to 524,288 values take a tenth of a millisecond a
+            smallest; tensors of few levels and up to 524,288 values take some tens of microseconds a
             value, to write as to read).
 
     Returns:
