@@ -137,3 +137,9 @@ def test_decoding_takes_little_more_than_the_tensor(array: np.ndarray) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < array.nbytes + 5 * len(payload) + (1 << 21)
+
+
+def test_an_empty_tensor_of_an_impossible_shape_is_refused() -> None:
+    with pytest.raises(FileError, match="no array can have the shape"):
+        decode_tensor(b"", np.dtype("float32"), (0, 1 << 40, 1 << 40))
+    assert decode_tensor(b"", np.dtype("float32"), (0, 1 << 40)).shape == (0, 1 << 40)

@@ -35,6 +35,7 @@ LISTED, COARSE = 1, 2
 """Beside `MIXED`: the levels are listed; two bytes of zeros at the end of a float32 step are left out."""
 
 _CHUNK = 1 << 16
+_MOST_BYTES = np.iinfo(np.intp).max
 
 
 def decode_tensor(payload: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -46,6 +47,8 @@ def decode_tensor(payload: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
         FileError: damaged, cut short, or not of this dtype and shape.
     """
     if not prod(shape):
+        if prod(size for size in shape if size) * dtype.itemsize > _MOST_BYTES:
+            raise FileError(f"no array can have the shape {shape}")
         return np.zeros(shape, dtype=dtype)
     cursor = Cursor(payload)
     pattern = _opened(cursor, dtype, shape).decode()
