@@ -147,7 +147,8 @@ def test_recurrent_networks_run_as_they_are_computed(kind: Any, more: dict[str, 
     found = quantised(model, TOKENS)
     program = export_onnx(found, TOKENS)
     runtime = OnnxRuntime(program, threads=1)
-    parity = check_parity(found, runtime, [TOKENS, TOKENS[:2]], tolerance=1e-4)
+    # a state between two codes may be rounded to either
+    parity = check_parity(found, runtime, [TOKENS, TOKENS[:2]], tolerance=1 / 255)
     assert parity.passed
     assert found(TOKENS).sub(model(TOKENS)).abs().max() < 0.05 * model(TOKENS).abs().max()
     weights = sum(p.nbytes for p in model.parameters() if p.dim() > 1)

@@ -35,18 +35,19 @@ PSEUDO = 4.0
 
 
 class LearnedGrid(Form):
-    """w = step · round(v / step), step = 2^exponent to eight bits, with gradients for v and the exponent.
+    """w = step · round(v / step), step = 2^exponent, with gradients for v and the exponent.
 
     Args:
         exponent: of the step, to begin with.
         largest: integers reach from minus to plus this.
+        short: whether the step is rounded to eight bits, so that a file needs two bytes for it.
     """
 
     kind: ClassVar[str] = "codebook"
 
-    def __init__(self, exponent: float, largest: int = LARGEST) -> None:
+    def __init__(self, exponent: float, largest: int = LARGEST, *, short: bool = False) -> None:
         super().__init__()
-        self.largest = largest
+        self.largest, self.short = largest, short
         self.exponent = nn.Parameter(torch.tensor(float(exponent)))
 
     def ratio(self, v: Tensor) -> Tensor:
@@ -54,8 +55,10 @@ class LearnedGrid(Form):
         return v / self.step()
 
     def step(self) -> Tensor:
-        """2^exponent, rounded to eight bits so that a file needs two bytes for it."""
+        """2^exponent, with its own gradient where it is rounded."""
         exact = torch.exp2(self.exponent)
+        if not self.short:
+            return exact
         return exact + (exact.detach().bfloat16().to(exact) - exact.detach())
 
     def forward(self, v: Tensor) -> Tensor:
@@ -142,13 +145,13 @@ class EntropyPenalty(LearningStep):
         if self.fold:
             fold_batch_norms(model.eval(), move(context.task.example, context.device))
         for shared in holders(model, select(model, self.layers, exclude=self.exclude)):
-            clothe(
-                shared, w := finite_weight(shared[0]), LearnedGrid(self.exponent(w)).to(w.device)
-            )
+            w = finite_weight(shared[0])
+            clothe(shared, w, LearnedGrid(self.exponent(w), short=True).to(w.device))
             module = shared[0].module
             bias = getattr(module, "bias", None)
             if isinstance(bias, nn.Parameter):
-                clothe_one(module, "bias", bias.detach(), LearnedGrid(self.exponent(bias)))
+                grid = LearnedGrid(self.exponent(bias), short=True).to(bias.device)
+                clothe_one(module, "bias", bias.detach(), grid)
         held = list(gridded(model))
         weights = sum(v.numel() for _, v, _ in held)
 
