@@ -31,7 +31,7 @@ class OpenVino(Runner):
 
     What stays float is computed in float32: by itself OpenVINO takes bfloat16 or float16 for it where the
     processor has them, so that its "float32" is none, and where weights alone are integers it rounds what
-    they multiply to 8 bits on processors with VNNI; neither happens here. One stream, as many threads as told.
+    they multiply to 8 bits on processors with VNNI; neither happens here. One stream, threads as told.
 
     Args:
         program: a model, its bytes, or the path of a file.
