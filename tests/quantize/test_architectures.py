@@ -49,5 +49,7 @@ def test_the_runtime_computes_what_the_network_computes(name: str) -> None:
         expected, found = IntegerReference(program)(x), runtime(x)
         step = float(expected.max() - expected.min()) / 255
         # floats between two codes may be rounded to either, and one code more moves an output
-        assert float((found - expected).abs().mean()) <= step / 10
+        error = (found - expected).abs()
+        assert float(error.mean()) <= step / 10
+        assert float((error <= step).float().mean()) >= 0.999
     assert not [product for product in lint(program) if not product.integer]
