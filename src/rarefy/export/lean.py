@@ -27,10 +27,6 @@ def lean(model: Any) -> None:
     leave_defaults_out(model)
     drop_unread(model.graph)
     shorten(model.graph)
-    if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        # no other quantiser will look for names, but ONNX Runtime calls what it adds after them
-        for number, node in enumerate(model.graph):
-            node.name = f"n{number}"
 
 
 def constant(value: Any) -> Any:
@@ -195,3 +191,11 @@ def shorten(graph: Any) -> None:
             del held[name]
             value.name = wanted
             held[wanted] = value
+
+
+def number_nodes(graph: Any) -> None:
+    """Calls the nodes of a quantised network ``n0``, ``n1``, …"""
+    if any(node.op_type == "QuantizeLinear" for node in graph):
+        # no other quantiser will look for names, but ONNX Runtime calls what it adds after them
+        for number, node in enumerate(graph):
+            node.name = f"n{number}"

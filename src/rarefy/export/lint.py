@@ -178,7 +178,7 @@ class Graph:
         """A value and what it was dequantised, moved or cast from."""
         yield name
         node = self.makers.get(name)
-        while node is not None and node.op_type in ("DequantizeLinear", "Transpose", "Cast"):
+        while node is not None and node.op_type in ("DequantizeLinear", "Transpose", "Cast", "Pad"):
             yield node.input[0]
             node = self.makers.get(node.input[0])
 

@@ -57,7 +57,8 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
         ModelError: as `export_onnx`.
     """
     from rarefy.export.finished import finished
-    from rarefy.export.lean import lean
+    from rarefy.export.image_channels import fill_image_channels
+    from rarefy.export.lean import lean, number_nodes
     from rarefy.export.reuse import captured
     from rarefy.export.tidy import tidy
 
@@ -73,6 +74,8 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     if foreign or len(graph.functions):
         raise ModelError(f"the exported network uses operators outside standard ONNX: {foreign}")
     lean(graph)
+    fill_image_channels(graph.graph)
+    number_nodes(graph.graph)
     name_ends(graph.graph, inputs)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
     if size > LIMIT:

@@ -37,7 +37,12 @@ def could_saturate(program: Program) -> bool:
 
 def readers_of_weights(graph: Any) -> dict[str, list[tuple[Any, int]]]:
     """For codes behind DequantizeLinear, by name, the nodes that read them and at which input."""
-    codes = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    filled = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Pad"}
+    codes = {
+        n.output[0]: filled.get(n.input[0], n.input[0])
+        for n in graph.node
+        if n.op_type == "DequantizeLinear"
+    }
     recurrent = {name for n in graph.node if n.op_type in FLOAT for name in n.input[1:3]}
     for node in graph.node:  # their weights are stored as matrices
         if node.op_type == "Reshape" and node.input[0] in codes and node.output[0] in recurrent:
@@ -47,7 +52,7 @@ def readers_of_weights(graph: Any) -> dict[str, list[tuple[Any, int]]]:
         for place, name in enumerate(node.input):
             if name in codes and not (node.op_type == "Reshape" and node.output[0] in codes):
                 found[codes[name]].append((node, place))
-            elif name in found and node.op_type != "DequantizeLinear":
+            elif name in found and node.op_type not in ("DequantizeLinear", "Pad"):
                 found[name].append((node, place))
     return found
 
