@@ -2,6 +2,7 @@
 """Mixed contexts: everything comes back, structure is found, damage ends in values or one sentence."""
 
 from contextlib import suppress
+from math import prod
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarefy.errors import FileError
+from rarefy.store.adaptive import COARSE, LISTED, SQUARES, likely_side
 from rarefy.store.coding import encode_tensor
-from rarefy.store.decoding import COARSE, MIXED, coding_name, decode_tensor
+from rarefy.store.decoding import MIXED, coding_name, decode_tensor
 
 from .arrays import same
 
@@ -54,9 +56,11 @@ def test_a_step_without_two_bytes_to_leave_out_is_refused() -> None:
 
 def test_levels_that_are_no_multiples_are_listed() -> None:
     levels = np.array([0, 0.11, -0.29, 0.53, 1.7], np.float32)
-    array = levels[np.random.default_rng(0).choice(5, (40, 50), p=[0.8, 0.05, 0.05, 0.05, 0.05])]
+    rng = np.random.default_rng(0)
+    filled = rng.random((40, 50)) < np.linspace(0.02, 0.5, 40)[:, None]
+    array = np.where(filled, levels[rng.integers(1, 5, (40, 50))], np.float32(0))
     payload = encode_tensor(array, "mixing")
-    assert payload[0] == MIXED | 1
+    assert payload[0] == MIXED | LISTED
     assert same(decode_tensor(payload, array.dtype, array.shape), array)
 
 
@@ -77,10 +81,50 @@ def test_within_two_per_cent_of_the_entropy_where_nothing_is_to_be_found() -> No
     assert len(encode_tensor(array.astype(np.int8), "mixing")) < 1.02 * entropy + 8
 
 
+def smooth(shape: tuple[int, ...], side: int, seed: int) -> np.ndarray:
+    """Integers that follow pictures of side × side which change slowly from line to line, many of them 0."""
+    rng = np.random.default_rng(seed)
+    fine = rng.normal(size=(prod(shape) // side**2, side + 2, side + 2))
+    for axis in (1, 2):
+        fine = sum(np.roll(fine, by, axis) for by in (0, 1, 2))
+    return np.rint(0.6 * fine[:, 2:, 2:]).clip(-3, 3).astype(np.int8).reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 5, 5), (4, 4, 2, 5, 5)])
+def test_kernels_are_pictures(shape: tuple[int, ...]) -> None:
+    array = smooth(shape, 5, 0)
+    shuffled = np.random.default_rng(1).permutation(array.reshape(-1, 25).T).T.reshape(shape)
+    pictured, plain = (
+        len(encode_tensor(x, "mixing")) for x in (array, np.ascontiguousarray(shuffled))
+    )
+    assert pictured < 0.9 * plain
+    payload = encode_tensor(array, "mixing")
+    assert payload[0] == MIXED
+    assert same(decode_tensor(payload, array.dtype, shape), array)
+
+
+@pytest.mark.parametrize(("columns", "side"), [(64, 8), (3 * 36, 6), (784, 28)])
+def test_rows_of_a_matrix_that_are_squares_are_found(columns: int, side: int) -> None:
+    array = smooth((24, columns), side, columns)
+    assert likely_side(np.sign(array).reshape(-1), array.shape) == side
+    payload = encode_tensor(array, "mixing")
+    assert payload[:2] == bytes([MIXED | SQUARES, side])
+    assert same(decode_tensor(payload, array.dtype, array.shape), array)
+    columns_mixed = np.random.default_rng(0).permutation(array.T).T
+    assert likely_side(np.sign(columns_mixed).reshape(-1), array.shape) == 0
+    assert len(payload) < 0.9 * len(encode_tensor(np.ascontiguousarray(columns_mixed), "mixing"))
+
+
+def test_squares_that_do_not_fill_the_rows_are_refused() -> None:
+    for shape in ((4, 50), (4, 4, 9), (9,)):
+        with pytest.raises(FileError, match="no squares of 3 by 3"):
+            decode_tensor(bytes([MIXED | SQUARES, 3, 1, 2]), np.dtype("int8"), shape)
+
+
 @settings(max_examples=40)
 @given(st.binary(max_size=40), st.sampled_from(["float32", "int8", "uint8", "float64", "bool"]))
 def test_any_bytes_give_values_or_one_sentence(data: bytes, dtype: str) -> None:
-    for tag in (MIXED, MIXED | 1):
+    for tag in (MIXED, MIXED | LISTED, MIXED | SQUARES):
         with suppress(FileError):
             found = decode_tensor(bytes([tag]) + data, np.dtype(dtype), (7, 9))
             assert (found.shape, found.dtype) == ((7, 9), np.dtype(dtype))

@@ -19,13 +19,11 @@ from rarefy.store.adaptive import MOST
 from rarefy.store.decoding import (
     BACKGROUND,
     BITMAP,
-    COARSE,
     COLUMNS,
     CONTEXTS,
     DENSE,
     DIFFERENCES,
     GAPS,
-    LISTED,
     MIXED,
     RAW,
     ROWS,
@@ -72,8 +70,8 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
         along = values.plan_trellis(array.shape, coder)
         candidates += [_joined(bytes([DENSE | TRELLIS]), along)] if along else []
         if slow and array.size <= MOST:
-            listed, coarse, mixed = values.mixed(array.shape)
-            tag = bytes([MIXED | LISTED * listed | COARSE * coarse])
+            flags, mixed = values.mixed(array.shape)
+            tag = bytes([MIXED | flags])
             candidates.append(Coded(8 * len(mixed) + 8, lambda: [tag, mixed]))
     found = find_rows(array)
     if found is not None:

@@ -4,7 +4,7 @@
 First byte: layout in two bits (dense, bitmap, gaps, raw), then flags: values are planes (4),
 positions are scanned by columns (8), values are differences (16), the value that fills the tensor
 is not zero and follows (32), values are codes under contexts (64; with 8, along a trellis) or under
-mixed contexts (128; with 1, their levels are listed), rows have steps of their own (192). Sparse layouts
+mixed contexts (128, and `adaptive`'s flags), rows have steps of their own (192). Sparse layouts
 go on with that value, the number of other values, their positions; all end with the values.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
-from rarefy.store.adaptive import MixedReader
+from rarefy.store.adaptive import COARSE, LISTED, SQUARES, MixedReader
 from rarefy.store.codebook import CodebookReader
 from rarefy.store.fields import Cursor
 from rarefy.store.keys import kind_of, real_of
@@ -31,8 +31,7 @@ DENSE, BITMAP, GAPS, RAW = range(4)
 COLUMNS, DIFFERENCES, BACKGROUND, CONTEXTS, MIXED = 8, 16, 32, 64, 128
 TRELLIS = CONTEXTS | 8
 ROWS = MIXED | CONTEXTS
-LISTED, COARSE = 1, 2
-"""Beside `MIXED`: the levels are listed; two bytes of zeros at the end of a float32 step are left out."""
+_MIXED = {MIXED | flags | squares for flags in (0, LISTED, COARSE) for squares in (0, SQUARES)}
 
 _CHUNK = 1 << 16
 _MOST_BYTES = np.iinfo(np.intp).max
@@ -78,9 +77,8 @@ def _opened(
         return _Rows(cursor, shape, dtype)
     if tag == DENSE | TRELLIS and dtype == real:
         return _Dense(TrellisReader(cursor, shape, kind_of(dtype), real), 0, size, dtype)
-    if tag in (MIXED, MIXED | LISTED, MIXED | COARSE) and dtype == real:
-        how = {"listed": bool(tag & LISTED), "coarse": bool(tag & COARSE)}
-        return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, **how), 0, size, dtype)
+    if tag in _MIXED and dtype == real:
+        return _Dense(MixedReader(cursor, shape, kind_of(dtype), real, tag), 0, size, dtype)
     if tag & 3 in (BITMAP, GAPS) and not tag & ~(3 | PLANES | COLUMNS | BACKGROUND):
         rows = shape[0] if tag & COLUMNS and len(shape) > 1 else 1
         return _Sparse(cursor, tag, size, dtype, rows)

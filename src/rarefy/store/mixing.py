@@ -15,7 +15,7 @@ from rarefy.store.binary import ONE, BitCoder
 REACH = 2560
 """Logits are counted in 256ths and end at plus and minus ten."""
 
-_FIRST, _PATIENCE, _RATE = 0.25, 255, 14
+_FIRST, _PATIENCE, _RATE = 0.2, 255, 9
 
 
 class Mixer:

@@ -71,7 +71,7 @@ class Codes(Values):
         """All values as indices along a trellis, if they lie along one."""
         return plan_trellis(self._codes, self._levels, self._kind, self._real, shape, coder)
 
-    def mixed(self, shape: tuple[int, ...]) -> tuple[bool, bool, bytes]:
+    def mixed(self, shape: tuple[int, ...]) -> tuple[int, bytes]:
         """All values under mixed contexts, see `adaptive.encode_mixed`."""
         return encode_mixed(self._codes, self._levels, self._kind, self._real, shape)
 
