@@ -20,7 +20,8 @@ from rarefy.forms.shadow import Form
 from rarefy.graph.fold import output_axis
 from rarefy.loops.optimise import Training
 from rarefy.loops.training import LearningStep
-from rarefy.quantize.entropy_penalty import LARGEST, LearnedGrid
+from rarefy.quantize.code_prices import LARGEST
+from rarefy.quantize.entropy_penalty import LearnedGrid
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, finite_weight, holders
 from rarefy.select import Layer, select

@@ -3,10 +3,9 @@
 
 Oktay, Balle, Singh, Shrivastava: Scalable Model Compression by Entropy Penalized Reparameterization, ICLR
 2020, arXiv 1906.06624: a weight is a step times an integer, the step is learned, and the loss holds the
-information of the integers under a learned prior. Here the prior is what an adaptive coder knows: counts of
-the integers so far, in the same row, in the same column and in the whole tensor. The price between two
-integers is interpolated, so a weight drifts to the cheaper neighbour; the rounding itself is passed straight
-through (Esser et al.: Learned Step Size Quantization, 2020, arXiv 1902.08153, for the gradient of the step).
+information of the integers under a learned prior. Here the prior is what an adaptive coder knows, see
+`rarefy.quantize.code_prices`. The rounding itself is passed straight through (Esser et al.: Learned Step
+Size Quantization, 2020, arXiv 1902.08153, for the gradient of the step).
 """
 
 from collections.abc import Iterator
@@ -21,17 +20,13 @@ from rarefy.forms.shadow import Form, dressed, find
 from rarefy.graph.fold import fold_batch_norms
 from rarefy.loops.optimise import Training
 from rarefy.loops.training import LearningStep
+from rarefy.quantize.code_prices import LARGEST, information, picture_side
 from rarefy.quantize.priced import train_priced
 from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
 from rarefy.select import select, stored_parameter
 from rarefy.step import Context, Fraction, Positive
+from rarefy.store.coding import encode_tensor
 from rarefy.task import move
-
-LARGEST = 127
-"""Codes reach from -127 to 127."""
-
-PSEUDO = 4.0
-"""How many codes the tensor's own distribution counts for beside those of a row and a column."""
 
 
 class LearnedGrid(Form):
@@ -71,53 +66,6 @@ class LearnedGrid(Form):
         return w
 
 
-def code_counts(codes: Tensor, axis: int, levels: int) -> Tensor:
-    """How often each code occurs along an axis, float (size of the axis, levels).
-
-    Args:
-        codes: integers in [0, levels), any shape of two or more axes.
-        axis: whose entries get a histogram each.
-        levels: size of the alphabet.
-    """
-    size = codes.shape[axis]
-    moved = codes.movedim(axis, 0).reshape(size, -1)
-    places = moved + levels * torch.arange(size, device=codes.device).unsqueeze(1)
-    return torch.bincount(places.flatten(), minlength=size * levels).view(size, levels).float()
-
-
-def information(x: Tensor) -> Tensor:
-    """Bits of every entry under counts of the rounded entries, with a gradient, same shape.
-
-    The probability of code k in row r and column c is (n_r(k) + n_c(k) + 4 p(k)) / (n_r + n_c + 4), where p
-    is the tensor's own distribution with half a count for every code; rows are the first axis, columns the
-    second (a convolution's kernel counts as one column), and tensors of one axis know only p. Between two
-    codes the bits are interpolated.
-
-    Args:
-        x: weights in steps, any shape.
-    """
-    low = x.detach().floor().clamp(-LARGEST - 1, LARGEST).long()
-    codes = x.detach().round().clamp(-LARGEST, LARGEST).long()
-    first = int(min(low.min(), codes.min()))
-    levels = int(max(low.max() + 1, codes.max())) - first + 1
-    counts = torch.bincount((codes - first).flatten(), minlength=levels).float() + 0.5
-    p = counts / counts.sum()
-    lower, upper = low - first, low - first + 1
-    if x.dim() < 2:
-        below, above = -p.log2()[lower], -p.log2()[upper]
-    else:
-        rows, columns = (code_counts(codes - first, axis, levels) for axis in (0, 1))
-        total = rows[0].sum() + columns[0].sum() + PSEUDO
-        r = torch.arange(x.shape[0], device=x.device).view(-1, *[1] * (x.dim() - 1))
-        c = torch.arange(x.shape[1], device=x.device).view(-1, *[1] * (x.dim() - 2))
-
-        def bits(k: Tensor) -> Tensor:
-            return total.log2() - (rows[r, k] + columns[c, k] + PSEUDO * p[k]).log2()
-
-        below, above = bits(lower), bits(upper)
-    return below + (x - low) * (above - below)
-
-
 @dataclass(frozen=True)
 class EntropyPenalty(LearningStep):
     """Puts weights and biases on grids with learned steps and trains them under the price of their bits.
@@ -154,10 +102,16 @@ class EntropyPenalty(LearningStep):
                 clothe_one(module, "bias", bias.detach(), grid)
         held = list(gridded(model))
         weights = sum(v.numel() for _, v, _ in held)
+        sides = [picture_side(form.ratio(v)) for _, v, form in held]
 
         def price(progress: float) -> Tensor:
             grown = min(progress / self.ramp, 1.0) if self.ramp else 1.0
-            bits = torch.stack([information(form.ratio(v)).sum() for _, v, form in held]).sum()
+            bits = torch.stack(
+                [
+                    information(form.ratio(v), side).sum()
+                    for (_, v, form), side in zip(held, sides, strict=True)
+                ]
+            ).sum()
             return bits * (self.strength * grown / max(weights, 1))
 
         if self.epochs and held:
@@ -165,7 +119,7 @@ class EntropyPenalty(LearningStep):
             train_priced(model, context, settings, price, alpha=self.alpha, label="entropy penalty")
         with torch.no_grad():
             context.record["bits"] = {
-                name: float(information(form.ratio(v)).sum()) for name, v, form in held
+                name: 8 * len(encode_tensor(form(v).cpu().numpy())) for name, v, form in held
             }
             context.record["steps"] = {name: float(form.step()) for name, _, form in held}
         return model.eval()
