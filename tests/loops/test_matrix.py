@@ -128,24 +128,3 @@ def test_layers_without_a_matrix_are_named() -> None:
     with pytest.raises(ModelError, match=r"'e' \(Embedding"):
         check_kinds([Layer("e", nn.Embedding(3, 2))])
     check_kinds([Layer("l", nn.Linear(3, 2))])
-
-
-@pytest.mark.parametrize(
-    ("module", "shape"),
-    [
-        (nn.Conv2d(4, 6, 3, padding=1, stride=2), (2, 4, 40, 40)),
-        (nn.Conv1d(4, 4, 3, groups=2), (3, 4, 90)),
-        (nn.Linear(5, 2), (8, 30, 5)),
-    ],
-)
-def test_some_rows_are_evenly_spaced_ones_of_all(
-    module: nn.Module, shape: tuple[int, ...]
-) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape)
-    whole, some = rows_of(module, x), rows_of(module, x, most=60)
-    assert 60 <= some.shape[-2] < 120 < whole.shape[-2]
-    assert some.shape[-1] == whole.shape[-1]
-    matches = (some.unsqueeze(-2) == whole.unsqueeze(-3)).all(-1)
-    assert matches.any(-1).all()
-    assert torch.equal(rows_of(module, x, most=10**6), whole)

@@ -19,9 +19,7 @@ Side: TypeAlias = Literal["input", "output", "rows"]
 Wanted = TypeVar("Wanted", bound=Mapping[tuple[str, Side], Statistic])
 
 
-def gather(
-    model: nn.Module, batches: Iterable[Inputs], wanted: Wanted, most: int | None = None
-) -> Wanted:
+def gather(model: nn.Module, batches: Iterable[Inputs], wanted: Wanted) -> Wanted:
     """Runs the network over all batches and feeds every statistic; no hook stays.
 
     Args:
@@ -31,7 +29,6 @@ def gather(
             ``"input"`` (the first tensor that the module is called with), ``"output"`` (the first tensor
             that it returns) or ``"rows"`` (the input of a linear layer or convolution as the rows of its
             matrix product, see `rarefy.loops.matrix`). ``("", "input")`` is the network's own input.
-        most: about how many of a batch's ``"rows"`` are looked at; default: all.
 
     Returns:
         `wanted`.
@@ -54,7 +51,7 @@ def gather(
                 )
             if side == "rows":
                 check_kinds([Layer(path, modules[path])])
-            stack.callback(attach(modules[path], side, statistic, most))
+            stack.callback(attach(modules[path], side, statistic))
         stack.enter_context(evaluating(model))
         with torch.no_grad():
             for batch in batches:
@@ -65,10 +62,8 @@ def gather(
     return wanted
 
 
-def attach(
-    module: nn.Module, side: Side, statistic: Statistic, most: int | None = None
-) -> Callable[[], None]:
-    """Feeds a statistic from one side of a module, of rows about `most` a call; returns what ends it."""
+def attach(module: nn.Module, side: Side, statistic: Statistic) -> Callable[[], None]:
+    """Feeds a statistic from one side of a module; returns what ends it."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor((*args, *kwargs.values()))
@@ -76,7 +71,7 @@ def attach(
             return
         if side == "rows":
             size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
-            x = rows_of(module, x, size, most)
+            x = rows_of(module, x, size)
         statistic.update(x)
 
     def after(_: nn.Module, __: Any, output: Any) -> None:

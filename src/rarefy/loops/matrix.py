@@ -8,7 +8,6 @@ convolution with the mirrored kernel over an input with zeros put between the po
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -93,26 +92,19 @@ def mirrored(w: Tensor) -> Tensor:
     return w.flip(list(range(2, w.dim())))
 
 
-def rows_of(
-    module: nn.Module,
-    x: Tensor,
-    output_size: Sequence[int] | None = None,
-    most: int | None = None,
-) -> Tensor:
+def rows_of(module: nn.Module, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
     """A layer's input as the rows of its matrix product.
 
     Args:
         module: linear, or a convolution over 1 to 3 axes with any padding, stride, dilation, groups.
         x: as the layer is called with, batched or not.
         output_size: that a transposed convolution was called with.
-        most: about how many rows are wanted, evenly spaced lines of pictures; default: all.
 
     Returns:
         (N, in), or (groups, N, in / groups); N counts examples and positions, positions last.
     """
     if not isinstance(module, _ConvNd):
-        rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
-        return rows[:: stride_to(rows.shape[0], most)]
+        return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     nd = len(module.kernel_size)
     x = x if x.dim() == nd + 2 else x.unsqueeze(0)
     if isinstance(module, _ConvTransposeNd):
@@ -122,18 +114,11 @@ def rows_of(
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         windows = unfold(padded, module.kernel_size, module.dilation, module.stride)
     G = module.groups
-    rows_in_all = windows.shape[0] * prod(windows.shape[2 : 2 + nd])
-    windows = windows[:, :, :: min(stride_to(rows_in_all, most), windows.shape[2])]
     windows = windows.unflatten(1, (G, -1))  # (B, G, C/G, *positions, *kernel)
     positions, kernel = list(range(3, 3 + nd)), list(range(3 + nd, 3 + 2 * nd))
     rows = windows.permute(1, 0, *positions, 2, *kernel)  # (G, B, *positions, C/G, *kernel)
     rows = rows.flatten(2 + nd).flatten(1, 1 + nd)
     return rows.squeeze(0) if G == 1 else rows
-
-
-def stride_to(count: int, most: int | None) -> int:
-    """Every how manyth of `count` to take, so that about `most` are left."""
-    return 1 if most is None else max(count // most, 1)
 
 
 def unfold(

@@ -26,7 +26,6 @@ from rarefy.task import Inputs
 BLOCK = 64  # columns after which what lies far behind is brought up to date
 WIDEST = 1536  # products of one sum beyond which second moments outweigh small networks
 ROOM = 1 << 26  # entries of second moments that are held at a time
-ROWS = 1 << 12  # of a batch that second moments are taken of
 
 
 def compensated_codes(
@@ -118,7 +117,7 @@ def moments_of_layers(
             wanted: dict[tuple[str, Side], SecondMoment] = {
                 (x.name, "rows"): SecondMoment(torch.float32) for x in waiting
             }
-            gather(model, batches, wanted, most=ROWS)
+            gather(model, batches, wanted)
             for x in waiting:
                 found = wanted.pop((x.name, "rows"))
                 if found.count:  # it was run
