@@ -82,7 +82,9 @@ def test_moments_come_layer_by_layer() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     x = torch.randn(20, 5)
     layers = [Layer(name, model.get_submodule(name)) for name in ("0", "2")]
-    found = {layer.name: H for layer, H in moments_of_layers(model, layers, [x[:10], x[10:]])}
+    seen = {layer.name: H for layer, H in moments_of_layers(model, layers, [x[:10], x[10:]])}
+    assert seen["0"].count == seen["2"].count == 20
+    found = {name: H.mean() for name, H in seen.items()}
     assert torch.allclose(found["0"], x.T @ x / 20, atol=1e-5)
     y = model[0](x).relu().detach()
     assert torch.allclose(found["2"], y.T @ y / 20, atol=1e-5)

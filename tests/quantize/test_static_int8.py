@@ -290,3 +290,27 @@ def test_tables_are_stored_as_codes(tied: bool) -> None:
     if not tied:
         left = StaticInt8(exclude="table").apply(model, context_of(task, model)).table
         assert find(left, Quantised, "weight") is None
+
+
+@pytest.mark.parametrize(("inputs", "asked"), [(16, 80), (512, 80 + 320)])
+def test_layers_of_few_tokens_are_compensated_with_more_examples(
+    inputs: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rarefy.quantize import static_int8
+
+    torch.manual_seed(0)
+    tokens = [torch.randn(8, 10, inputs) for _ in range(8)]
+    task = Task("tokens", tokens[0], calibration=tokens, validation=tokens, labelled=False)
+    model = nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, 2))
+    rows: list[int] = []
+    usual = static_int8.moments_of_layers
+
+    def counted(model, layers, batches):
+        for layer, moment in usual(model, layers, batches):
+            if layer.weight.shape[1] == inputs:
+                rows.append(moment.count)
+            yield layer, moment
+
+    monkeypatch.setattr(static_int8, "moments_of_layers", counted)
+    StaticInt8().apply(model, context_of(task, model))
+    assert sum(rows) == asked

@@ -105,8 +105,11 @@ def eligible(layer: Layer) -> bool:
 
 def moments_of_layers(
     model: Any, layers: Iterable[Layer], batches: Sequence[Inputs]
-) -> Iterator[tuple[Layer, Tensor]]:
-    """Second moments of what each layer multiplies, for as many layers at a time as there is room for."""
+) -> Iterator[tuple[Layer, SecondMoment]]:
+    """Second moments of what each layer multiplies, for as many layers at a time as there is room for.
+
+    Layers that never run are left out.
+    """
     waiting: list[Layer] = []
     held = 0
     for layer in [*layers, None]:
@@ -120,8 +123,8 @@ def moments_of_layers(
             gather(model, batches, wanted)
             for x in waiting:
                 found = wanted.pop((x.name, "rows"))
-                if found.count:  # it was run
-                    yield x, found.mean()
+                if found.count:
+                    yield x, found
             waiting, held = [], 0
         if layer is not None:
             waiting, held = [*waiting, layer], held + size

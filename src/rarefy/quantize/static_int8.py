@@ -32,7 +32,8 @@ from rarefy.select import Layer
 from rarefy.step import Context, Count, Patterns, Step
 from rarefy.task import Inputs, move
 
-TRIED = 8  # examples on which ranges are tried
+TRIED = 8  # examples on which ranges are tried and rounding is compensated
+MORE = 4  # times as many for layers that see a row for each token, and few beside their inputs
 AVERAGED = 16  # examples on which mean results are measured
 JUDGED = 4  # examples on which layers are judged
 
@@ -172,7 +173,14 @@ class StaticInt8(Step):
             for shared in prepared.weights
             if len(shared) == 1 and shared[0].name in fed and eligible(shared[0])
         ]
-        batches = self.few(context, TRIED)
-        for layer, moment in moments_of_layers(prepared.model, layers, batches):
-            codes[layer.name] = compensate(layer, codes[layer.name], moment, paired)
+        poor: list[Layer] = []
+        for layer, moment in moments_of_layers(prepared.model, layers, self.few(context, TRIED)):
+            if TRIED < moment.count < layer.weight[0].numel() / MORE:
+                poor.append(layer)
+            else:
+                codes[layer.name] = compensate(layer, codes[layer.name], moment.mean(), paired)
+        more = self.few(context, MORE * TRIED)
+        for layer, moment in moments_of_layers(prepared.model, poor, more):
+            codes[layer.name] = compensate(layer, codes[layer.name], moment.mean(), paired)
+        return codes
         return codes

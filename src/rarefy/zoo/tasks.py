@@ -182,13 +182,18 @@ def random_images(source: str = "") -> "Task":
     )
 
 
-def mnist_task(source: str) -> "Task":
-    """MNIST, 5,000 of the training images held back."""
+def mnist_task(source: str, pad: int = 2) -> "Task":
+    """MNIST, 5,000 of the training images held back.
+
+    Args:
+        source: the file ``mnist.npz``.
+        pad: by how many pixels the images to train on are shifted at random, at most.
+    """
     from rarefy.zoo.datasets import DIGITS, mnist
     from rarefy.zoo.images import Preparation, image_task
 
     train, test = mnist(Path(source))
-    preparation = Preparation(mean=(0.1307,), std=(0.3081,), pad=2)
+    preparation = Preparation(mean=(0.1307,), std=(0.3081,), pad=pad)
     return image_task("mnist", train, test, preparation, DIGITS, batch=128, held_back=5000)
 
 
