@@ -42,7 +42,7 @@ from rarefy.store.rfy import read, write
 from rarefy.task import move
 
 QPS = {"efficientnet": (-40, -36, -33, -30), "minilm": (-38, -34, -31, -28)}
-RATES = {"efficientnet": (6.0, 5.3, 4.7, 4.3, 3.9), "minilm": (6.5, 5.5, 4.5, 3.7)}
+RATES = {"efficientnet": (6.5, 5.5, 4.7, 4.0), "minilm": (6.5, 5.5, 4.5, 3.7)}
 LAYERS = {"efficientnet": "*", "minilm": ("*", "type:Embedding")}
 
 

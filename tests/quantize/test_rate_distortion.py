@@ -99,7 +99,7 @@ def test_energy_of_a_linear_layer_is_that_of_its_inputs() -> None:
     assert torch.allclose(found.float(), x.square().mean(0).expand(4, 3), rtol=0.15)
 
 
-@pytest.mark.parametrize("bits", [1.0, 2.5])
+@pytest.mark.parametrize("bits", [1.0, 2.5, 6.0])
 def test_the_file_takes_what_was_asked_for(bits: float, digits: tuple[nn.Module, Task]) -> None:
     model, task = digits
     context = Context(task, copy.deepcopy(model), torch.device("cpu"), 0, {})

@@ -12,6 +12,7 @@ from typing import Any
 from rarefy.export.capture import quiet
 from rarefy.export.grouped_codes import lay_out_groups, narrow_type
 from rarefy.export.integer_products import look_codes_up, multiply_codes
+from rarefy.export.masked_attention import settle_masks
 from rarefy.export.recurrent_weights import order_gates
 
 SMALL = 1 << 20  # bytes of a constant that is looked at
@@ -37,6 +38,7 @@ def tidy(model: Any) -> Any:
         rewriter.rewrite(model, rules())
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
+    settle_masks(model)
     transpose_codes(model)
     multiply_codes(model)
     order_gates(model)

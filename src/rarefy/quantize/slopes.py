@@ -16,22 +16,27 @@ STEPS = (32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
 
 @dataclass
 class Rate:
-    """How many bits a weight takes at a slope: points (log2 of the slope, bits), slopes falling."""
+    """How many bits a weight takes at a slope: points (log2 of the slope, bits), all times a factor."""
 
     weights: int
     points: list[tuple[float, float]] = field(default_factory=list)
+    factor: float = 1.0
 
     def bits(self, slope: float) -> float:
-        """Between the points linear, from the last one down to nothing within three doublings of the step."""
+        """Between the points linear, from the last one down to nothing within three doublings of the step.
+
+        Before the first one every halving of the step takes a bit more for each weight.
+        """
         x, y = zip(*sorted(self.points), strict=True)
+        finer = max(x[0] - slope, 0.0) / 2 * self.weights
         x, y = (*x, x[-1] + 6), (*y, 0.0)
-        return float(np.interp(slope, x, y))
+        return self.factor * (float(np.interp(slope, x, y)) + finer)
 
     def correct(self, slope: float, bits: float) -> None:
-        """Scales all points so that the weight takes `bits` at a slope where that was measured."""
+        """Scales the bits at all slopes so that they are `bits` at one where that was measured."""
         expected = self.bits(slope)
         if expected > 0:
-            self.points = [(x, y * bits / expected) for x, y in self.points]
+            self.factor *= bits / expected
 
 
 def tried_rate(W: Tensor, some: int, unit: float, coded: Callable[[float, float], Tensor]) -> Rate:
@@ -61,7 +66,7 @@ def slope_bits(rates: dict[str, Rate], slope: float) -> float:
 def slope_for(rates: dict[str, Rate], target: float) -> float:
     """log2 of the slope at which all weights together take `target` bits, by bisection."""
     ends = [x for rate in rates.values() for x, _ in rate.points]
-    low, high = min(ends), max(ends) + 6  # bits fall as the slope rises
+    low, high = min(ends) - 10, max(ends) + 6  # bits fall as the slope rises
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if slope_bits(rates, middle) > target else (low, middle)
