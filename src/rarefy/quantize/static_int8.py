@@ -183,4 +183,3 @@ class StaticInt8(Step):
         for layer, moment in moments_of_layers(prepared.model, poor, more):
             codes[layer.name] = compensate(layer, codes[layer.name], moment.mean(), paired)
         return codes
-        return codes
