@@ -91,7 +91,7 @@ def settle(graph: Any, scores: Any, place: int, mask: Any, product: Any) -> None
 
     condition, zero, lowest = mask.inputs
     last = write("Constant", [], value=onnx_ir.tensor([-1]))
-    seen = write("Cast", [condition], to=int(zero.dtype))
+    seen = write("CastLike", [condition, zero])
     seen = write("ReduceMax", [seen, last], keepdims=1)
     none = write("Not", [write("Cast", [seen], to=BOOL)])
     settled = write("Where", [write("Or", [condition, none]), zero, lowest])
