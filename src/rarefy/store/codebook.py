@@ -7,6 +7,7 @@ that is exact and shorter, as one scale and small integers: what affine quantisa
 float tensor.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def _search(pattern: NDArray[Any]) -> NDArray[Any] | None:
     rest = pattern
     while found.size <= MOST_LEVELS:
         pieces = [rest[start : start + PIECE] for start in range(0, rest.size, PIECE)]
-        rest = np.concatenate([p[found.take(_places(found, p)) != p] for p in pieces])
+        place = _finder(found, rest.size)
+        rest = np.concatenate([p[found.take(place(p)) != p] for p in pieces])
         if not rest.size:
             return found
         found = distinct(np.concatenate([found, rest[:: 1 + rest.size // _SAMPLE]]))
@@ -84,31 +86,32 @@ def level_codes(pattern: NDArray[Any], levels: NDArray[Any], kind: int) -> NDArr
         table = np.zeros(1 << 8 * pattern.dtype.itemsize, dtype=small)
         table[values] = np.arange(levels.size)
         return table[pattern]
-    codes = np.empty(pattern.size, dtype=small)
+    codes, place = np.empty(pattern.size, dtype=small), _finder(values, pattern.size)
     for start in range(0, pattern.size, PIECE):
-        codes[start : start + PIECE] = _places(values, pattern[start : start + PIECE])
+        codes[start : start + PIECE] = place(pattern[start : start + PIECE])
     return codes
 
 
-def _places(levels: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """For each value its place among the levels; any place where it is none of them.
+def _finder(levels: NDArray[Any], uses: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Gives for each of some values its place among the levels; any place where it is none of them.
 
-    Up to 256 levels go through one multiplication and one table, which beats a binary search
-    several times; a multiplier that keeps the levels apart is found by trial.
+    One multiplication and one table beat a binary search several times; a multiplier that keeps
+    the levels apart is found by trial. `uses` values in all have to be worth it.
     """
-    shift = levels.dtype.type(8 * levels.dtype.itemsize - 16)
-    factor = 0x9E3779B97F4A7C15
-    for _ in range(64 if levels.size <= 256 else 0):
-        multiplier = levels.dtype.type(factor >> 64 - 8 * levels.dtype.itemsize | 1)
+    width = 8 * levels.dtype.itemsize
+    small, bits = (np.uint8, 16) if levels.size <= 256 else (np.uint16, min(20, width))
+    shift, factor = levels.dtype.type(width - bits), 0x9E3779B97F4A7C15
+    for _ in range(64 if levels.size <= min(2048, uses >> 6) else 0):
+        multiplier = levels.dtype.type(factor >> 64 - width | 1)
         slots = (levels * multiplier) >> shift
-        if np.unique(slots).size == levels.size:
-            table = np.zeros(1 << 16, dtype=np.uint8)
+        if distinct(slots).size == levels.size:
+            table = np.zeros(1 << bits, dtype=small)
             table[slots] = np.arange(levels.size)
-            return table[(values * multiplier) >> shift]
+            return lambda values: table[(values * multiplier) >> shift]
         factor = factor * 0xD1342543DE82EF95 + 1 & (1 << 64) - 1
     order = np.argsort(levels)
-    found = np.searchsorted(levels[order], values)
-    return order[np.minimum(found, levels.size - 1)]
+    ordered, last = levels[order], levels.size - 1
+    return lambda values: order[np.minimum(np.searchsorted(ordered, values), last)]
 
 
 def write_levels(levels: NDArray[Any], kind: int, dtype: np.dtype[Any]) -> bytes:

@@ -65,14 +65,14 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
     rows = array.shape[0] if array.ndim > 1 else 1
     candidates += _sparse(values, pattern, rows, coder)
     if isinstance(values, Codes) and coder in ("auto", "ans") and array.dtype.kind != "c":
-        under = values.plan_contexts(array.shape, coder)
-        candidates += [_joined(bytes([DENSE | CONTEXTS]), under)] if under else []
-        along = values.plan_trellis(array.shape, coder)
-        candidates += [_joined(bytes([DENSE | TRELLIS]), along)] if along else []
+        tag, under = TRELLIS, values.plan_trellis(array.shape, coder)
+        if under is None:
+            tag, under = CONTEXTS, values.plan_contexts(array.shape, coder)
+        candidates += [_joined(bytes([DENSE | tag]), under)] if under else []
         if slow and array.size <= MOST:
             flags, mixed = values.mixed(array.shape)
-            tag = bytes([MIXED | flags])
-            candidates.append(Coded(8 * len(mixed) + 8, lambda: [tag, mixed]))
+            head = bytes([MIXED | flags])
+            candidates.append(Coded(8 * len(mixed) + 8, lambda: [head, mixed]))
     found = find_rows(array)
     if found is not None:
         parts = [bytes([ROWS]), write_rows(found, real, coder)]

@@ -51,18 +51,18 @@ class Tables:
 def best_tables(counts: NDArray[np.int64], folded: bool) -> Tables:
     """The cheapest tables for a histogram of symbols in contexts, shape (contexts, symbols)."""
     ladder = cheapest_ladder(counts) if folded else None
-    if ladder is not None:
-        least = conditional_entropy(counts) + 3.0 * np.count_nonzero(counts)
-        if least >= 0.999 * ladder[1]:
-            return Tables(ladder[0], [], ladder[1])
+    left = conditional_entropy(counts) + 3.0 * np.count_nonzero(counts)
     counted, bits = [], 0.0
     for row in counts:
+        if ladder is not None and bits + left >= (0.999 if not counted else 1) * ladder[1]:
+            return Tables(ladder[0], [], ladder[1])
+        left -= conditional_entropy(row[None]) + 3.0 * np.count_nonzero(row)
         used = np.flatnonzero(row)
         first, last = (int(used[0]), int(used[-1])) if used.size else (0, 0)
         table = frequencies.counted(row[first : last + 1]) if last > first else None
         bits += (table.bits if table else 0) + 2 * first.bit_length() + 8
         counted.append((first, table))
-    if ladder is not None and ladder[1] <= bits:
+    if ladder is not None and bits >= ladder[1]:
         return Tables(ladder[0], [], ladder[1])
     return Tables(None, counted, bits)
 

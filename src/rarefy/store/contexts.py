@@ -142,9 +142,10 @@ def context_counts(
     """The lowest context that is well filled, and a histogram of symbols (contexts, alphabet)."""
     rows = max(scales.rows.size, 1)
     width = symbols.size // rows
-    joint = np.zeros((256, alphabet), dtype=np.int64)
+    least_sum, most_sum = scales.span()
+    joint = np.zeros((most_sum - least_sum + 1, alphabet), dtype=np.int64)
     for start, stop in _chunks((rows, width, 1)):
-        sums = scales.piece(start, stop).astype(np.int32) + 128
+        sums = scales.piece(start, stop).astype(np.int32) - least_sum
         sums *= alphabet
         sums += symbols[start * width : stop * width]
         joint += np.bincount(sums, minlength=joint.size).reshape(joint.shape)
@@ -156,7 +157,7 @@ def context_counts(
     counts = joint[low : high + 1].copy()
     counts[0] += joint[:low].sum(axis=0)
     counts[-1] += joint[high + 1 :].sum(axis=0)
-    return low - 128, counts
+    return low + least_sum, counts
 
 
 def _message(

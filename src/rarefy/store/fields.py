@@ -7,6 +7,9 @@ that is cut short or out of range ends in one `FileError` before anything is all
 
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rarefy.errors import FileError
 from rarefy.store.golomb import golomb_codes
 
@@ -211,13 +214,10 @@ def write_increasing(writer: BitWriter, values: list[int]) -> None:
     writer.write(int(not any(steps)), 1)
     if any(steps):
         likely = (sum(steps) // len(steps) + 1).bit_length() - 1
-        order = min(
-            range(max(likely - 4, 0), min(likely + 3, 64)),
-            key=lambda order: sum(_golomb_bits(step, order) for step in steps),
-        )
+        orders, sizes = range(max(likely - 4, 0), min(likely + 3, 64)), np.array(steps, np.float64)
+        order = min(orders, key=lambda order: _golomb_bits(sizes, order))
         writer.write(order, 6)
-        for step in steps:
-            writer.golomb(step, order)
+        writer.golombs(steps, order)
 
 
 def read_increasing(reader: BitReader, count: int) -> list[int]:
@@ -226,10 +226,12 @@ def read_increasing(reader: BitReader, count: int) -> list[int]:
     if reader.read(1):
         return list(range(values[0], values[0] + count))
     order = reader.read(6)
-    for _ in range(count - 1):
-        values.append(values[-1] + 1 + reader.golomb(order))
+    for step in reader.golombs(count - 1, order):
+        values.append(values[-1] + 1 + step)
     return values
 
 
-def _golomb_bits(value: int, order: int) -> int:
-    return 2 * (value + (1 << order)).bit_length() - 1 - order
+def _golomb_bits(values: NDArray[np.float64], order: int) -> int:
+    """Of all values together; at most a bit is wrong for one beyond 2**53."""
+    lengths = np.frexp(values + float(1 << order))[1]
+    return 2 * int(lengths.sum()) - (1 + order) * values.size

@@ -117,13 +117,17 @@ def ladder_frequencies(rungs: NDArray[np.int64], magnitudes: int) -> NDArray[np.
         rungs: shape (contexts, length).
         magnitudes: number of magnitudes, 0 among them.
     """
-    chances = _CHANCES[rungs + RUNGS]
-    sizes = np.empty((rungs.shape[0], magnitudes), dtype=np.int64)
-    left = np.full(rungs.shape[0], 1 << TOTAL_BITS, dtype=np.int64)
-    for magnitude in range(magnitudes - 1):
-        sizes[:, magnitude] = left * chances[:, min(magnitude, rungs.shape[1] - 1)] >> 24
-        left -= sizes[:, magnitude]
-    sizes[:, -1] = left
+    sizes = np.zeros((rungs.shape[0], magnitudes), dtype=np.int64)
+    for row, chances in zip(sizes, _CHANCES[rungs + RUNGS].tolist(), strict=True):
+        left, found, length = 1 << TOTAL_BITS, [], len(chances)
+        for magnitude in range(magnitudes - 1):
+            size = left * chances[magnitude if magnitude < length else -1] >> 24
+            if not size and magnitude >= length:
+                break  # too little is left for all that follow
+            left -= size
+            found.append(size)
+        row[: len(found)] = found
+        row[-1] = left
     pairs = np.repeat(sizes[:, 1:] >> 1, 2, axis=1)
     return np.maximum(np.concatenate([sizes[:, :1], pairs], axis=1), 1)
 

@@ -7,6 +7,7 @@ like any tensor of integers; what is said beside them is one exponent a row.
     step | exponents of the rows | integers, see `coding`
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from rarefy.errors import FileError
 from rarefy.store.codebook import find_scale
 from rarefy.store.fields import Cursor
-from rarefy.store.keys import FLOAT, distinct, histogram, to_keys
+from rarefy.store.keys import FLOAT, PIECE, distinct, histogram, to_keys
 from rarefy.store.runs import open_run
 from rarefy.store.symbols import plan_run
 
@@ -57,15 +58,17 @@ def find_rows(array: NDArray[Any]) -> RowSteps | None:
     left = np.flatnonzero(rows.any(axis=1))
     for exponent in range(REACH, -REACH - 1, -1):
         scale = unit * 2.0**exponent
-        near = left[_integers(rows[left, :_LOOK], scale).all(axis=1)]
-        near = near[_integers(rows[near], scale).all(axis=1)]
+        near = left[_integers(rows[:, :_LOOK], left, scale)]
+        near = near[_integers(rows, near, scale)]
         exponents[near] = exponent
         left = left[exponents[left] > REACH]
     used = exponents[exponents <= REACH]
     if left.size or not used.size or used.min() == used.max():
         return None
     exponents[exponents > REACH] = int(np.median(used))
-    integers = np.rint(rows / (unit * 2.0 ** exponents[:, None])).astype(np.int16)
+    integers = np.empty(rows.shape, np.int16)
+    for part in _parts(rows.shape):
+        integers[part] = np.rint(rows[part] / (unit * 2.0 ** exponents[part, None]))
     found = RowSteps(step, exponents, integers.reshape(array.shape))
     same = values_of_rows(found, array.dtype)
     return found if np.array_equal(same, array.view(same.dtype)) else None
@@ -77,9 +80,16 @@ def values_of_rows(found: RowSteps, dtype: np.dtype[Any]) -> NDArray[Any]:
     step = np.array([found.step], f"u{dtype.itemsize}").view(dtype).astype(np.float64)[0]
     values = np.empty(rows.shape, dtype)
     with np.errstate(all="ignore"):
-        for row, exponent, out in zip(rows, found.exponents.tolist(), values, strict=True):
-            out[:] = row * (step * 2.0**exponent)
+        for part in _parts(rows.shape):
+            values[part] = rows[part] * (step * 2.0 ** found.exponents[part, None])
     return values.view(f"u{dtype.itemsize}").reshape(found.integers.shape)
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows that are looked at together."""
+    each = max(1, PIECE // max(shape[1], 1))
+    for start in range(0, shape[0], each):
+        yield slice(start, start + each)
 
 
 def write_rows(found: RowSteps, dtype: np.dtype[Any], coder: str) -> bytes:
@@ -114,12 +124,16 @@ def _step_of(rows: NDArray[Any]) -> int | None:
     return None if found is None else found[0]
 
 
-def _integers(values: NDArray[Any], scale: float) -> NDArray[np.bool_]:
-    """Whether values are integers times a scale, as far as their precision tells."""
+def _integers(rows: NDArray[Any], chosen: NDArray[Any], scale: float) -> NDArray[np.bool_]:
+    """Whether the values of each chosen row are integers times a scale, as far as their precision tells."""
+    found = np.empty(chosen.size, dtype=np.bool_)
+    precision = np.float32(2.0 ** (-10 if rows.itemsize == 2 else -22))
     with np.errstate(all="ignore"):
-        ratio = values / scale
-        nearest = np.rint(ratio)
-        precision = 2.0 ** (-10 if values.itemsize == 2 else -22)
-        return (np.abs(ratio - nearest) <= precision * np.abs(nearest)) & (
-            np.abs(nearest) <= LARGEST
-        )
+        for part in _parts((chosen.size, rows.shape[1])):
+            ratio = rows[chosen[part]] / np.float32(scale)
+            nearest = np.rint(ratio)
+            ratio -= nearest
+            np.abs(nearest, out=nearest)
+            near = np.abs(ratio, out=ratio) <= precision * nearest
+            found[part] = (near & (nearest <= LARGEST)).all(axis=1)
+    return found

@@ -38,6 +38,11 @@ class Scales(NamedTuple):
         sums = self.rows[start:stop, None, None] + self.columns[:, None] + self.positions
         return np.asarray(sums, dtype=np.int8).reshape(-1)
 
+    def span(self) -> tuple[int, int]:
+        """The least and the largest sum that there may be."""
+        used = [axis for axis in self if axis.size]
+        return sum(int(axis.min()) for axis in used), sum(int(axis.max()) for axis in used)
+
 
 def grid_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Rows, columns and positions of a tensor; below two axes all is one row.

@@ -32,36 +32,32 @@ _PIECE = 1 << 20
 _LOOK = (256, 48)  # rows and columns that are looked at first
 
 
-def indices_of(integers: NDArray[Any]) -> NDArray[np.int32] | None:
-    """The index of every integer, int32 (rows, n), or None if they do not lie along the trellis.
+def indices_of(integers: NDArray[Any]) -> NDArray[Any] | None:
+    """The index of every integer, like them (rows, n), or None if they do not lie along the trellis.
 
     Args:
-        integers: multiples of the step, shape (rows, n).
+        integers: multiples of the step, signed, shape (rows, n).
     """
-    rows, columns = integers.shape
-    found = np.empty((columns, rows), dtype=np.int32)
-    state = np.zeros(rows, dtype=np.uint8)
-    turned = np.ascontiguousarray(integers.T)
-    for column, values in enumerate(turned):
-        odd = state >> 1
-        if np.any(((values ^ odd) & 1) & (values != 0)) or np.any((values & 1) & (odd ^ 1)):
-            return None
-        index = (values + odd * np.sign(values)) >> 1
-        found[column] = index
-        state = NEXT[state, index & 1]
-    return np.ascontiguousarray(found.T)
+    indices = (integers + (integers > 0)) >> 1  # half the integer, rounded away from zero
+    wrong = (integers ^ _odd(indices.astype(np.uint8))) & (integers != 0)
+    return None if (wrong & 1).any() else indices
 
 
-def integers_along(indices: NDArray[Any]) -> NDArray[np.int32]:
+def integers_along(indices: NDArray[Any]) -> NDArray[Any]:
     """Undo `indices_of`, shape (rows, n)."""
-    turned = np.array(indices.T, dtype=np.int32, order="C")
-    state = np.zeros(turned.shape[1], dtype=np.uint8)
-    for index in turned:
-        parity = index & 1
-        index *= 2
-        index -= (state >> 1) * np.sign(index)
-        state = NEXT[state, parity]
-    return np.ascontiguousarray(turned.T)
+    return 2 * indices - _odd(indices.astype(np.uint8)) * np.sign(indices)
+
+
+def _odd(indices: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Whether the odd multiples are used, 0 or 1, at each place of indices (rows, n) that say parity.
+
+    They are used where an odd number of the indices one, three, five, … places before is odd.
+    """
+    odd = np.zeros(indices.shape, dtype=np.uint8)
+    for start in (0, 1):
+        np.cumsum(indices[:, start:-1:2], axis=1, dtype=np.uint8, out=odd[:, start + 1 :: 2])
+    odd &= 1
+    return odd.view(np.int8)
 
 
 def plan_trellis(
@@ -85,7 +81,7 @@ def plan_trellis(
     found = integers_of(levels, kind, dtype)
     if found is None or int(np.abs(found[1]).max()) >= MOST_SYMBOLS:
         return None
-    step, integers = found
+    step, integers = found[0], found[1].astype(np.int16)
     placed = codes.reshape(shape[0], -1)
     if indices_of(integers[placed[: _LOOK[0], : _LOOK[1]]]) is None:
         return None
@@ -119,10 +115,10 @@ class TrellisReader:
         if kind not in (FLOAT, SIGNED) or dtype.itemsize not in (2, 4) or len(shape) < 2:
             raise FileError(f"a tensor of {dtype.name} and shape {shape} has no trellis")
         bits = BitReader(cursor)
-        self._step, largest = read_reach(bits, kind, dtype)
+        step, largest = read_reach(bits, kind, dtype)
         bits.close()
         self._codes = ContextReader(cursor, 2 * largest + 1, shape)
-        self._kind, self._dtype = kind, dtype
+        self._values = _values(step, largest, kind, dtype)
         self._width = int(np.prod(shape[1:]))
         self._rows = iter(_rows((shape[0], self._width)))
         self._ready = np.zeros(0, dtype=f"u{dtype.itemsize}")
@@ -132,17 +128,22 @@ class TrellisReader:
         """The next `count` patterns."""
         while self._ready.size < count:
             rows = next(self._rows)
-            symbols = self._codes.read((rows.stop - rows.start) * self._width).astype(np.int32)
-            indices = np.where(symbols & 1, -(symbols + 1 >> 1), symbols >> 1)
-            integers = integers_along(indices.reshape(-1, self._width)).reshape(-1)
-            folded = 2 * np.abs(integers) + (integers < 0)
-            if self._kind == FLOAT:
-                values = multiples(self._step, folded, self._dtype)
-            else:
-                values = integers.astype(self._dtype).view(self._ready.dtype)
+            symbols = self._codes.read((rows.stop - rows.start) * self._width)
+            odd = _odd((symbols + 1 >> 1).astype(np.uint8).reshape(-1, self._width))
+            values = self._values.take(2 * symbols + odd.reshape(-1))
             self._ready = np.concatenate([self._ready, values])
         piece, self._ready = self._ready[:count], self._ready[count:]
         return piece
+
+
+def _values(step: int, largest: int, kind: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Patterns of the values of the symbols 0, -1, 1, -2, 2, …: each with even, with odd multiples."""
+    symbols = np.arange(2 * largest + 1)
+    indices = np.where(symbols & 1, -(symbols + 1 >> 1), symbols >> 1)
+    integers = (2 * indices[:, None] - np.sign(indices)[:, None] * np.arange(2)).reshape(-1)
+    if kind == FLOAT:
+        return multiples(step, 2 * np.abs(integers) + (integers < 0), dtype)
+    return integers.astype(dtype).view(f"u{dtype.itemsize}")
 
 
 def _rows(shape: tuple[int, ...]) -> list[slice]:
