@@ -52,7 +52,8 @@ def best_tables(counts: NDArray[np.int64], folded: bool) -> Tables:
     """The cheapest tables for a histogram of symbols in contexts, shape (contexts, symbols)."""
     ladder = cheapest_ladder(counts) if folded else None
     left = conditional_entropy(counts) + 3.0 * np.count_nonzero(counts)
-    counted, bits = [], 0.0
+    counted: list[tuple[int, frequencies.CountedTable | None]] = []
+    bits = 0.0
     for row in counts:
         if ladder is not None and bits + left >= (0.999 if not counted else 1) * ladder[1]:
             return Tables(ladder[0], [], ladder[1])
