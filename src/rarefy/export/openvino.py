@@ -37,6 +37,7 @@ class OpenVino(Runner):
         program: a model, its bytes, or the path of a file.
         threads: default: torch's number of threads, at most the cores that are there.
         outputs: names of intermediate values to return after the file's own outputs.
+        sizes: of every input by name; default: the file's, axes that it leaves open stay so.
 
     Raises:
         FileError: the file is missing, damaged or no ONNX file.
@@ -46,11 +47,17 @@ class OpenVino(Runner):
     name: ClassVar[str] = "openvino"
 
     def __init__(
-        self, program: Program, *, threads: int | None = None, outputs: Sequence[str] = ()
+        self,
+        program: Program,
+        *,
+        threads: int | None = None,
+        outputs: Sequence[str] = (),
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.threads = threads if threads is not None else default_threads()
         self.program = with_outputs(program, outputs) if outputs else program
-        self.compiled = compile_program(self.program, self.threads)
+        self.sizes = sizes
+        self.compiled = compile_program(self.program, self.threads, sizes=sizes)
         self.request = self.compiled.create_infer_request()
         slots = [
             Slot(
@@ -78,12 +85,24 @@ class OpenVino(Runner):
 
     def probe(self, outputs: Sequence[str]) -> Self:
         """The same program, intermediate values returned too."""
-        return type(self)(self.program, threads=self.threads, outputs=outputs)
+        return type(self)(self.program, threads=self.threads, outputs=outputs, sizes=self.sizes)
+
+    def fixed(self, inputs: Inputs) -> "OpenVino":
+        """The same program with all axes fixed, which OpenVINO lays out and calls with less work.
+
+        Raises:
+            ModelError: the program can't take such inputs.
+        """
+        if all(port.get_partial_shape().is_static for port in self.compiled.inputs):
+            return self
+        sizes = {name: tuple(value.shape) for name, value in self.feed(inputs).items()}
+        return type(self)(self.program, threads=self.threads, sizes=sizes)
 
     def node_times(self, inputs: Inputs, rounds: int = 10) -> dict[str, float]:
         """Microseconds by the names in `executed`, told by OpenVINO's counters."""
         twin, times = copy.copy(self), defaultdict[str, list[float]](list)
-        twin.compiled = compile_program(self.program, self.threads, {"PERF_COUNT": True})
+        more = {"PERF_COUNT": True}
+        twin.compiled = compile_program(self.program, self.threads, more, self.sizes)
         twin.request = twin.compiled.create_infer_request()
         for _ in range(rounds):
             twin(inputs)
@@ -118,8 +137,13 @@ def in_integers(node: Mapping[str, Any]) -> bool:
     return node.get("layerType") in MULTIPLYING and str(node.get("primitiveType")).endswith("_I8")
 
 
-def compile_program(program: Program, threads: int, more: Mapping[str, Any] | None = None) -> Any:
-    """The program, ready to run on the CPU, with `more` settings if there are any."""
+def compile_program(
+    program: Program,
+    threads: int,
+    more: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> Any:
+    """The program, ready to run on the CPU, with `more` settings and `sizes` of inputs if there are any."""
     try:
         import openvino
     except ImportError:
@@ -139,15 +163,21 @@ def compile_program(program: Program, threads: int, more: Mapping[str, Any] | No
     if isinstance(program, (str, Path)):
         if not Path(program).is_file():
             raise FileError(f"there is no file '{program}'")
-        return opened(core, str(program), settings, f"'{program}'")
+        return opened(core, str(program), settings, f"'{program}'", sizes)
     with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
         path = Path(folder) / "model.onnx"
         data = read_proto(program, copied=False).SerializeToString()
         path.write_bytes(data)
-        return opened(core, str(path), settings, "the program")
+        return opened(core, str(path), settings, "the program", sizes)
 
 
-def opened(core: Any, path: str, settings: dict[str, Any], called: str) -> Any:
+def opened(
+    core: Any,
+    path: str,
+    settings: dict[str, Any],
+    called: str,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> Any:
     """Reads and compiles a file.
 
     Raises:
@@ -163,6 +193,8 @@ def opened(core: Any, path: str, settings: dict[str, Any], called: str) -> Any:
             raise ModelError(f"OpenVINO can't run {called}: {reason}") from error
         raise FileError(f"{called} is no ONNX file that OpenVINO reads: {text}") from error
     try:
+        if sizes is not None:
+            model.reshape({name: list(size) for name, size in sizes.items()})
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise ModelError(f"OpenVINO can't run {called}: {sentence(error)}") from error

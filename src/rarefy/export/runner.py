@@ -83,6 +83,13 @@ class Runner(ABC):
     def probe(self, outputs: Sequence[str]) -> Self:
         """The same program in the same runtime, intermediate values returned after its own outputs."""
 
+    def fixed(self, inputs: Inputs) -> "Runner":
+        """The same program for batches of the sizes of this one alone, where a runtime is faster so.
+
+        By default the program itself. A runtime that plans for sizes gives one whose `batch` is that of `inputs`.
+        """
+        return self
+
     def node_times(self, inputs: Inputs, rounds: int = 10) -> dict[str, float]:
         """Microseconds of every node that the runtime runs, by its own names; empty if it does not tell.
 

@@ -76,7 +76,7 @@ def time_programs(
             programs[0 if name == REFERENCE else int(name)], where, threads=threads
         )
         precision.setdefault(name, opened.precision)
-        return opened
+        return opened.fixed(inputs)
 
     wanted = [*names, *([REFERENCE] if runtime != REFERENCE else [])]
     if runtime in THROUGHOUT:

@@ -98,8 +98,8 @@ def measure_file(path: Path, task: Task, runtime: str = "onnxruntime") -> dict[s
 def program_facts(path: Path, task: Task, runtime: str) -> dict[str, Any]:
     """Latency of a batch of one and memory of an exported network."""
     threads = torch.get_num_threads()
-    opened = open_program(path, runtime, threads=threads)
     example = first_example(task.example)
+    opened = open_program(path, runtime, threads=threads).fixed(example)
     found = latency({"it": lambda x: call(opened, x)}, example, threads=threads)["it"]
     return {
         "latency_ms": {
