@@ -37,7 +37,8 @@ def mapped(size):  # blocks by themselves while a tensor of so many bytes lives
 pages(1)
 usual, before = pages(), held()
 with kept_blocks():
-    pages(16)
+    with kept_blocks():
+        pages(16)
     kept, meanwhile, inside = pages(), held(), mapped(1 << 26)
 print(usual, kept, meanwhile - before, held() - before, inside, mapped(1 << 31))
 """

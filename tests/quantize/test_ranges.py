@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges chosen from histograms against the definitions that they claim."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rarefy.forms.grid import Grid, from_codes, grid_for_range, to_codes
 from rarefy.loops.histogram import Histogram
 from rarefy.quantize.ranges import (
     BINS,
     choose_range,
-    clipped_divergence,
+    clipped_divergences,
     mse_range,
     rounding_error,
 )
@@ -81,9 +84,30 @@ def test_entropy_clips_a_lonely_tail_and_spares_a_flat_distribution(tailed) -> N
 
 def test_divergence_is_nought_where_quantisation_loses_nothing() -> None:
     steps = torch.arange(1.0, 9.0, dtype=torch.float64).repeat_interleave(4)
-    assert clipped_divergence(steps, 32, 8) == pytest.approx(0, abs=1e-12)
-    assert clipped_divergence(steps, 32, 5) > 1e-4
-    assert clipped_divergence(steps, 16, 8) > 0.1
+    found = clipped_divergences(steps, torch.tensor([32, 16]), 8)
+    assert float(found[0]) == pytest.approx(0, abs=1e-12)
+    assert float(found[1]) > 0.1
+    assert float(clipped_divergences(steps, torch.tensor([32]), 5)) > 1e-4
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 10_000))
+def test_divergence_is_that_of_its_definition(end: int, levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spread = rng.poisson(0.7, 40).astype(float)
+    found = float(clipped_divergences(torch.tensor(spread), torch.tensor([end]), levels))
+    kept = spread[:end]
+    if not kept.sum():
+        assert found == np.inf
+        return
+    p, q = kept.copy(), np.zeros(end)
+    p[-1] += spread[end:].sum()
+    run = np.arange(end) * levels // end
+    for number in range(levels):
+        inside = (run == number) & (kept > 0)
+        q[inside] = kept[inside].mean() if inside.any() else 0
+    p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-12)
+    exact = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+    assert found == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("choice", ["minmax", "percentile", "entropy", "mse"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError, TaskError, nearest
+from rarefy.loops.heap import kept_blocks
 from rarefy.loops.matrix import check_kinds, rows_of
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.loops.statistics import Statistic
@@ -53,6 +54,7 @@ def gather(model: nn.Module, batches: Iterable[Inputs], wanted: Wanted) -> Wante
                 check_kinds([Layer(path, modules[path])])
             stack.callback(attach(modules[path], side, statistic))
         stack.enter_context(evaluating(model))
+        stack.enter_context(kept_blocks())
         with torch.no_grad():
             for batch in batches:
                 call(model, move(batch, device))

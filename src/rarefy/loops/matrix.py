@@ -8,6 +8,7 @@ convolution with the mirrored kernel over an input with zeros put between the po
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -111,13 +112,16 @@ def rows_of(module: nn.Module, x: Tensor, output_size: Sequence[int] | None = No
         windows = unfold(spaced(module, x, output_size), module.kernel_size, module.dilation, None)
     else:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = x if prod(module.kernel_size) == 1 else x.contiguous()
         padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         windows = unfold(padded, module.kernel_size, module.dilation, module.stride)
     G = module.groups
     windows = windows.unflatten(1, (G, -1))  # (B, G, C/G, *positions, *kernel)
     positions, kernel = list(range(3, 3 + nd)), list(range(3 + nd, 3 + 2 * nd))
-    rows = windows.permute(1, 0, *positions, 2, *kernel)  # (G, B, *positions, C/G, *kernel)
-    rows = rows.flatten(2 + nd).flatten(1, 1 + nd)
+    if prod(module.kernel_size) == 1 and x.stride(1) == 1:  # rows lie in memory as they are
+        rows = windows.permute(1, 0, *positions, 2, *kernel).flatten(2 + nd).flatten(1, 1 + nd)
+    else:  # whole lines of an image are copied, which is faster than window by window
+        rows = windows.permute(1, 2, *kernel, 0, *positions).flatten(1, 1 + nd).flatten(2).mT
     return rows.squeeze(0) if G == 1 else rows
 
 

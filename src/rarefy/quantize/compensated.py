@@ -41,23 +41,24 @@ def compensated_codes(
         starts: where pairs begin that must stay within 16 bits; none if they need not.
     """
     U = inverse_factor(H, 0.01).float()
-    alive = W != 0
-    W, codes, n = W.float().clone(), torch.zeros_like(W), W.shape[-1]
+    W = W.float().movedim(-1, 0).clone(memory_format=torch.contiguous_format)  # (in, G, out)
+    alive, codes, n = W != 0, torch.empty_like(W), len(W)
+    dense = bool(alive.all())
     for start in range(0, n, BLOCK):
         end = min(start + BLOCK, n)
-        errors = torch.zeros_like(W[..., start:end])
+        errors = torch.empty_like(W[start:end])
         for i in range(start, end):
-            low, high = -float(highest), float(highest)
-            q = (W[..., i] / scale).round_().clamp_(low, high).mul_(alive[..., i])
-            if i and any((i - 1 - first) % 2 == 0 and i > first for first in starts):
-                before = codes[..., i - 1]
-                q = q.minimum(LIMIT - before.clamp(min=0)).maximum(-LIMIT - before.clamp(max=0))
-            codes[..., i] = q
-            error = (W[..., i] - q * scale) / U[..., i, i].unsqueeze(-1)
-            errors[..., i - start] = error
-            W[..., i:end] -= error.unsqueeze(-1) * U[..., i, i:end].unsqueeze(-2)
-        W[..., end:] -= errors @ U[..., start:end, end:]
-    return codes
+            q = torch.div(W[i], scale, out=codes[i]).round_().clamp_(-highest, highest)
+            if not dense:
+                q.mul_(alive[i])
+            if any((i - 1 - first) % 2 == 0 and i > first for first in starts):
+                before = codes[i - 1]
+                q.clamp_(-LIMIT - before.clamp(max=0), LIMIT - before.clamp(min=0))
+            error = torch.addcmul(W[i], q, scale, value=-1, out=errors[i - start])
+            error /= U[:, i, i, None]
+            W[i:end].addcmul_(U[:, i, i:end, None].movedim(1, 0), error, value=-1)
+        W[end:] -= (U[:, start:end, end:].mT @ errors.movedim(1, 0)).movedim(1, 0)
+    return codes.movedim(0, -1)
 
 
 def column_order(weight: Tensor) -> Tensor:

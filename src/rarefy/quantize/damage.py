@@ -76,16 +76,19 @@ class RoundingWatcher(CallWatcher):
         reader = self.how.readers.get(site)
         if reader is None or (self.watched is not None and site not in self.watched):
             return func(*args, **kwargs)
-        exact = func(*args, **kwargs)
-        leaves, shape = pytree.tree_flatten((args, kwargs))
-        self.round_leaves(leaves, reader, site.rpartition(":")[0])
-        found_args, found_kwargs = pytree.tree_unflatten(leaves, shape)
-        found = func(*found_args, **found_kwargs)
+        exact, found = func(*args, **kwargs), self.rounded(site, func, args, kwargs)
         clipped = [
             t if reader.clip == (None, None) else t.clamp(*reader.clip) for t in (exact, found)
         ]
         self.noise.setdefault(site, Noise()).add(*clipped)
         return found if self.passes_on else exact
+
+    def rounded(self, site: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What an integer call gives when everything is rounded that it reads."""
+        leaves, shape = pytree.tree_flatten((args, kwargs))
+        self.round_leaves(leaves, self.how.readers[site], site.rpartition(":")[0])
+        args, kwargs = pytree.tree_unflatten(leaves, shape)
+        return func(*args, **kwargs)
 
     def round_leaves(self, leaves: list[Any], reader: Reader, path: str) -> None:
         """Puts rounded tensors in the places of a call's inputs and weight."""

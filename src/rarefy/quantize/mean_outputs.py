@@ -67,7 +67,9 @@ class CorrectingWatcher(RoundingWatcher):
         self.sites, self.means, self.shifts = sites, means, dict[str, Tensor]()
 
     def at(self, site: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = super().at(site, func, args, kwargs)
+        if site not in self.how.readers:
+            return func(*args, **kwargs)
+        result = self.rounded(site, func, args, kwargs)
         module = self.sites.get(site)
         if module is None:
             return result

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rarefy.forms.grid import Grid, grid_for_range
 from rarefy.loops.histogram import Histogram
@@ -71,26 +71,38 @@ def entropy_range(histogram: Histogram, grid: Grid, steps: int = 64) -> tuple[fl
     spread.index_add_(0, place, counts)
     spread[0] = spread[1]  # the peak at zero is coded exactly and would outweigh everything else
     ends = torch.linspace(min(levels, 2048), 2048, steps).long()
-    divergence = torch.tensor([clipped_divergence(spread, int(end), levels) for end in ends])
-    limit = top * float(ends[int(divergence.argmin())]) / 2048
+    limit = top * float(ends[int(clipped_divergences(spread, ends, levels).argmin())]) / 2048
     return max(low, -limit), min(high, limit)
 
 
-def clipped_divergence(spread: Tensor, end: int, levels: int) -> float:
-    """KL divergence of the first `end` bins, the rest put into the last, from their means over runs."""
-    kept = spread[:end]
-    p = kept.clone()
-    p[-1] += spread[end:].sum()
-    run = torch.arange(end) * levels // end
-    alive = (kept > 0).double()
-    total = torch.zeros(levels, dtype=torch.float64).index_add_(0, run, kept)
-    shared = torch.zeros(levels, dtype=torch.float64).index_add_(0, run, alive)
-    q = (total / shared.clamp(min=1))[run] * alive
-    if not float(q.sum()):
-        return float("inf")
-    p, q = p / p.sum(), q / q.sum()
-    inside = p > 0
-    return float((p[inside] * (p[inside] / q[inside].clamp(min=1e-12)).log()).sum())
+def clipped_divergences(spread: Tensor, ends: Tensor, levels: int) -> Tensor:
+    """For every end the KL divergence of the first bins, the rest put into the last, from means over runs.
+
+    Args:
+        spread: (bins,) counts, float64.
+        ends: (m,) how many bins are kept.
+        levels: runs that the kept bins are cut into.
+
+    Returns:
+        (m,); infinite where nothing is kept.
+    """
+    whole, seen, self_information = (
+        nn.functional.pad(x.cumsum(0), (1, 0))
+        for x in (spread, (spread > 0).double(), torch.xlogy(spread, spread))
+    )
+    kept, last = whole[ends], spread[ends - 1]
+    tail = whole[-1] - kept
+    # a run begins with the first bin whose place times levels reaches its number times bins
+    starts = -(-torch.arange(levels + 1) * ends.unsqueeze(1) // levels)
+    mass, alive = whole[starts].diff(dim=1), seen[starts].diff(dim=1)
+    q = mass / (alive.clamp(min=1) * kept.unsqueeze(1)).clamp(min=1e-300)
+    q = q.clamp(min=1e-12)
+    at_end = q.gather(1, ((ends - 1) * levels // ends).unsqueeze(1)).squeeze(1)
+    at_end = torch.where(last > 0, at_end, 1e-12)
+    crossed = torch.xlogy(mass, q).sum(1) + torch.xlogy(tail, at_end)
+    own = self_information[ends] - torch.xlogy(last, last) + torch.xlogy(last + tail, last + tail)
+    found = (own - crossed) / whole[-1] - whole[-1].log()
+    return torch.where(kept > 0, found, torch.inf)
 
 
 def choose_range(

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from rarefy.export.inputs import first_examples
+from rarefy.loops.heap import kept_blocks
 from rarefy.loops.histogram import Histogram
 from rarefy.measure.quality import batches_of
 from rarefy.quantize.calibration import calibrate, look
@@ -82,6 +83,7 @@ class StaticInt8(Step):
     writes: ClassVar[str | None] = "quantised"
     fixes_ranges: ClassVar[bool] = True
 
+    @kept_blocks()
     @torch.no_grad()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Folds, rounds the weights, calibrates, and attaches quantisers to the sites that need one."""
