@@ -86,7 +86,7 @@ class Runner(ABC):
     def fixed(self, inputs: Inputs) -> "Runner":
         """The same program for batches of the sizes of this one alone, where a runtime is faster so.
 
-        By default the program itself. A runtime that plans for sizes gives one whose `batch` is that of `inputs`.
+        By default the program itself. A runtime that plans for sizes gives one with the batch of `inputs`.
         """
         return self
 

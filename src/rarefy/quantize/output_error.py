@@ -105,12 +105,12 @@ class ReaderWatcher(CallWatcher):
 
 
 def rounded(x: Tensor, ends: Range, grid: Grid) -> Tensor:
-    """A tensor on the grid that covers a range."""
+    """A tensor on the grid that covers a range, in one new tensor."""
     low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
     scale, zero_point = grid_for_range(low, high, grid)
-    return torch.fake_quantize_per_tensor_affine(
-        x, float(scale), int(zero_point), grid.low, grid.high
-    )
+    step, zero = float(scale), int(zero_point)
+    codes = torch.div(x.float(), step).round_().clamp_(grid.low - zero, grid.high - zero)
+    return codes.mul_(step).to(x.dtype)
 
 
 def readers_of(
