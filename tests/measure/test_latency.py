@@ -61,7 +61,9 @@ def test_every_round_measures_each_candidate_in_a_seeded_order(
         names = ["a", "b", "c"]
         work = {name: clock.work(8e-3, log, name) for name in names}
         latency(work, X, rounds=20, warmup=2, seed=seed, budget=1e9)
-        return log[6:]
+        calls = log[6:]
+        assert calls[::2] == calls[1::2]  # an untimed call, then a timed one
+        return calls[::2]
 
     first = order(0)
     rounds = [tuple(first[i : i + 3]) for i in range(0, 60, 3)]

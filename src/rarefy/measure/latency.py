@@ -61,7 +61,8 @@ def latency(
 ) -> dict[str, Latency]:
     """Times candidates on the same inputs: every round measures each of them once, in a random order.
 
-    A measurement repeats the call until it takes about 5 ms. Ratios are taken within a round, where both
+    A measurement repeats the call until it takes about 5 ms, behind one call that is not timed, so that nobody
+    pays for what another left in the processor's caches. Ratios are taken within a round, where both
     candidates met the same machine, and are therefore steadier than the quotient of two medians.
 
     Args:
@@ -182,6 +183,8 @@ def time_together(
             if done >= fewest and time.perf_counter() > end:
                 break
             for name in order.sample(list(runs), len(runs)):
+                if len(runs) > 1:
+                    runs[name]()
                 spent, busy = measure(runs[name], repetitions[name])
                 found[name].append((1e3 * spent, 1e3 * busy))
     return found
