@@ -61,7 +61,7 @@ def latency(
 ) -> dict[str, Latency]:
     """Times candidates on the same inputs: every round measures each of them once, in a random order.
 
-    A measurement repeats the call until it takes about 5 ms, behind one call that is not timed, so that nobody
+    A measurement repeats the call until it takes about 5 ms, behind one call that is not timed, so that none
     pays for what another left in the processor's caches. Ratios are taken within a round, where both
     candidates met the same machine, and are therefore steadier than the quotient of two medians.
 
