@@ -100,16 +100,25 @@ def round_column(x: Tensor, weight: Tensor, slope: float, bits: Tensor) -> Tenso
         slope: what a bit costs.
         bits: see `prices_of`.
     """
-    best = near = x.round().clamp(-LARGEST, LARGEST)
-    least = weight * (x - near) ** 2 + slope * bits[(near + LARGEST).long()]
-    for candidate in (near - near.sign(), torch.zeros_like(near)):
-        cost = weight * (x - candidate) ** 2 + slope * bits[(candidate + LARGEST).long()]
-        better = cost < least
-        best, least = torch.where(better, candidate, best), torch.where(better, cost, least)
-    return best
+    return cheapest(x, weight, slope * bits[LARGEST:], 0)
 
 
-@torch.no_grad()
+def cheapest(x: Tensor, weight: Tensor, prices: Tensor, first: Tensor | int) -> Tensor:
+    """Of the integer nearest to each x, the one below it and zero that whose error and price are least.
+
+    Args:
+        x: values in steps.
+        weight: what a squared error of one step costs.
+        prices: of magnitudes, one table or several behind one another.
+        first: the place of the table that a value has to pay by.
+    """
+    size = x.abs()
+    near = size.round().clamp_(max=LARGEST)
+    tried = torch.stack([near, (near - 1).clamp_(min=0), torch.zeros_like(near)])
+    costs = (size - tried).square_().mul_(weight).add_(prices[tried.long() + first])
+    return tried.gather(0, costs.argmin(0, keepdim=True))[0].copysign(x)
+
+
 def priced_codes(W: Tensor, sweep: Sweep, step: float, slope: float, bits: Tensor) -> Tensor:
     """Integers q with W ~ step · q, int32 (G, r, n).
 
@@ -118,23 +127,30 @@ def priced_codes(W: Tensor, sweep: Sweep, step: float, slope: float, bits: Tenso
         sweep: of the layer.
         step: Δ.
         slope: λ, what a bit costs in terms of g · e H eᵀ.
-        bits: price of every integer.
+        bits: price of every integer, the same for both signs.
     """
-    order = sweep.order.unsqueeze(1).expand_as(W)
-    rest = W.gather(2, order).float().clone()
-    U, n = sweep.upper.float(), W.shape[2]
-    codes = torch.empty_like(rest)
-    gain = sweep.gain.float()
+    return tried_codes(W, sweep, torch.tensor([step]), torch.tensor([slope]), bits.unsqueeze(0))[0]
+
+
+@torch.no_grad()
+def tried_codes(W: Tensor, sweep: Sweep, steps: Tensor, slopes: Tensor, bits: Tensor) -> Tensor:
+    """As `priced_codes` for several steps, (K,), with slopes (K,) and prices (K, …): int32 (K, G, r, n)."""
+    order, K = sweep.order.unsqueeze(1).expand_as(W), len(steps)
+    sizes = steps.to(W.device, torch.float32).view(K, 1, 1)
+    rest = W.gather(2, order).float().movedim(-1, 0).unsqueeze(1) / sizes  # (n, K, G, r)
+    U, gain = sweep.upper.float(), sweep.gain.float() * sizes**2
+    prices = (slopes.to(bits).unsqueeze(1) * bits[:, LARGEST:]).to(W.device)
+    first = torch.arange(K, device=W.device).view(K, 1, 1) * prices.shape[1]
+    prices, codes, n = prices.flatten(), torch.empty_like(rest), len(rest)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        errors = torch.empty_like(rest[:, :, start:stop])
+        errors = torch.empty_like(rest[start:stop])
         for j in range(start, stop):
             d = U[:, j, j].unsqueeze(1)  # (G, 1)
-            value = rest[:, :, j]
-            q = round_column(value / step, gain * (step / d) ** 2, slope, bits)
-            codes[:, :, j] = q
-            error = (value - step * q) / d
-            errors[:, :, j - start] = error
-            rest[:, :, j + 1 : stop] -= error.unsqueeze(2) * U[:, j, j + 1 : stop].unsqueeze(1)
-        rest[:, :, stop:] -= errors @ U[:, start:stop, stop:]
-    return torch.empty_like(codes).scatter_(2, order, codes).to(torch.int32)
+            codes[j] = cheapest(rest[j], gain / d**2, prices, first)
+            error = torch.div(rest[j] - codes[j], d, out=errors[j - start])
+            rest[j + 1 : stop].addcmul_(U[:, j, j + 1 : stop].mT[:, None, :, None], error, value=-1)
+        spread = U[:, start:stop, stop:].mT @ errors.permute(2, 0, 1, 3).flatten(2)
+        rest[stop:] -= spread.unflatten(2, (K, -1)).permute(1, 2, 0, 3)
+    found = codes.permute(1, 2, 3, 0)
+    return torch.empty_like(found).scatter_(3, order.expand_as(found), found).to(torch.int32)

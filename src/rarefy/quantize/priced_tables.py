@@ -48,7 +48,12 @@ def table_rate(W: Tensor, harm: float) -> Rate:
         W,
         some.numel(),
         table_step(harm, 1.0),
-        lambda step, slope: table_codes(some, harm, step, slope),
+        lambda *tried: torch.stack(
+            [
+                table_codes(some, harm, *pair)
+                for pair in zip(*(x.tolist() for x in tried), strict=True)
+            ]
+        ),
     )
 
 

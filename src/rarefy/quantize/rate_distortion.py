@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rarefy.graph.fold import fold_batch_norms
+from rarefy.loops.heap import kept_blocks
 from rarefy.loops.matrix import kind_of
 from rarefy.loops.walk import Visit, walk
 from rarefy.measure.quality import batches_of
@@ -23,10 +24,10 @@ from rarefy.quantize.priced_rounding import (
     LARGEST,
     Sweep,
     prepare,
-    priced_codes,
     prices_of,
     row_scales,
     step_for,
+    tried_codes,
 )
 from rarefy.quantize.priced_tables import round_table, table_harm, table_rate
 from rarefy.quantize.row_gains import as_rows, gradient_energy, grouped, moments_of, row_gains
@@ -82,6 +83,7 @@ class RateDistortion(Step):
     reads: ClassVar[frozenset[str]] = frozenset({"dense"})
     writes: ClassVar[str | None] = "codebook"
 
+    @kept_blocks()
     @torch.no_grad()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Finds the slope that meets the rate, and rounds layer by layer."""
@@ -136,7 +138,7 @@ class RateDistortion(Step):
         part = Sweep(
             sweep.order[::by_group], sweep.upper[::by_group], sweep.gain[::by_group, ::by_row]
         )
-        return tried_rate(W, some.numel(), unit, lambda step, slope: coded(some, part, step, slope))
+        return tried_rate(W, some.numel(), unit, lambda *tried: coded_at(some, part, *tried))
 
     def weighed(
         self, visit: Visit, energy: Tensor, stored: bool = False
@@ -200,9 +202,16 @@ def in_rows(layer: Layer) -> bool:
 
 def coded(W: Tensor, sweep: Sweep, step: float, slope: float) -> Tensor:
     """Integers under prices that follow from themselves: of plain rounding first, then of the first try."""
-    codes = (W / step).round().clamp(-LARGEST, LARGEST).to(torch.int32)
+    return coded_at(W, sweep, torch.tensor([step]), torch.tensor([slope]))[0]
+
+
+def coded_at(W: Tensor, sweep: Sweep, steps: Tensor, slopes: Tensor) -> Tensor:
+    """As `coded` for several steps and slopes, (K,) each: (K, G, r, n)."""
+    sizes = steps.to(W.device, W.dtype).view(-1, 1, 1, 1)
+    codes = (W / sizes).round().clamp(-LARGEST, LARGEST).to(torch.int32)
     for _ in range(2):
-        codes = priced_codes(W, sweep, step, slope, prices_of(codes).to(W.device))
+        bits = torch.stack([prices_of(found) for found in codes])
+        codes = tried_codes(W, sweep, steps, slopes, bits)
     return codes
 
 

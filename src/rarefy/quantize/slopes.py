@@ -39,20 +39,21 @@ class Rate:
             self.factor *= bits / expected
 
 
-def tried_rate(W: Tensor, some: int, unit: float, coded: Callable[[float, float], Tensor]) -> Rate:
+def tried_rate(
+    W: Tensor, some: int, unit: float, coded: Callable[[Tensor, Tensor], Tensor]
+) -> Rate:
     """The bits of a weight at several slopes, from those of a part of it.
 
     Args:
         W: the weight.
         some: entries of the part.
         unit: the step at slope 1.
-        coded: (step, slope) -> integers of the part.
+        coded: (steps, slopes) -> integers of the part for each of them.
     """
-    rate, spread = Rate(W.numel()), float(W.std())
-    for relative in STEPS:
-        step = max(relative * spread, float(W.abs().max()) / LARGEST, 1e-30)
-        slope = (step / unit) ** 2
-        codes = coded(step, slope)
+    rate, least = Rate(W.numel()), max(float(W.abs().max()) / LARGEST, 1e-30)
+    steps = torch.tensor([max(relative * float(W.std()), least) for relative in STEPS])
+    slopes = (steps.double() / unit) ** 2
+    for slope, codes in zip(slopes.tolist(), coded(steps, slopes), strict=True):
         bits = float(prices_of(codes)[(codes + LARGEST).long()].sum())
         rate.points.append((float(np.log2(slope)), bits * W.numel() / some))
     return rate

@@ -7,7 +7,7 @@ weights to come (as in `rarefy.quantize.priced_rounding`; survivors that carry t
 per-survivor processing: Raheli, Polydoros, Tzou, 1995). At the end of a block one way remains.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,69 +17,54 @@ from rarefy.store.trellis import NEXT
 
 BLOCK = 32
 STATES = len(NEXT)
+REACH = 2.0 * LARGEST - 4
 
 FINER = 0.56
 """The trellis' step beside that of rounding to a grid: two quantisers of twice the step, 1 dB better."""
 
-# For every state the two (state, parity) that lead to it.
-_BEFORE = [[(s, p) for s in range(STATES) for p in range(2) if NEXT[s, p] == t] for t in range(4)]
+# For every state the two (parity, state) that lead to it, each as parity * STATES + state.
+_BEFORE = [
+    [p * STATES + s for s in range(STATES) for p in range(2) if NEXT[s, p] == t]
+    for t in range(STATES)
+]
+# The smallest magnitude of every (parity, state); from there on they are 4 apart. Even multiples of the step
+# are those of states 0 and 1. Zero is among the odd multiples too.
+_FIRST = [[0, 0, 3, 3], [2, 2, 1, 1]]
+_TO_ZERO = 1.5
 
 
-@dataclass
-class Ways:
-    """The best way to each state, first axis.
+class Step(NamedTuple):
+    """One column of a block, for every state that it may lead to, (S, G, r).
 
     Attributes:
-        cost: (S, G, r).
-        rest: (S, G, r, b) what is to be rounded.
-        indices, errors: (S, G, r, b) so far.
+        before: the state that the best way comes from.
+        value: what the column is rounded to, in steps.
+        error: what that leaves, over the factor's diagonal.
     """
 
-    cost: Tensor
-    rest: Tensor
-    indices: Tensor
-    errors: Tensor
-
-    def taken(self, before: Tensor, cost: Tensor) -> "Ways":
-        """The ways that go on from these states, (S, G, r)."""
-        wide = before.unsqueeze(-1).expand_as(self.rest)
-        return Ways(cost, *(t.gather(0, wide) for t in (self.rest, self.indices, self.errors)))
+    before: Tensor
+    value: Tensor
+    error: Tensor
 
 
-def nearest_indices(x: Tensor, odd: bool, parity: int) -> tuple[Tensor, Tensor]:
-    """The nearest value of one quantiser whose index has this parity, and the index; floats like x.
+def cheapest(x: Tensor, weight: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
+    """Cost and magnitude of the cheaper of the nearest value and the one below it, by parity: (2, S, G, r).
 
     Args:
-        x: values in steps.
-        odd: whether the quantiser has the odd multiples and zero, or the even ones.
+        x: (S, G, r) magnitudes in steps.
+        weight: (G, r) what a squared error of one step costs.
+        price: of every magnitude of an index.
     """
-    if not odd:
-        value = ((x - 2 * parity) / 4).round() * 4 + 2 * parity
-        return value, value / 2
-    first = 1 if parity else 3
-    size = (((x.abs() - first) / 4).round().clamp(min=0) * 4 + first) * torch.where(x < 0, -1, 1)
-    if not parity:
-        size = torch.where(x.abs() < 1.5, torch.zeros_like(x), size)
-    return size, (size + size.sign()) / 2
-
-
-def cheapest(
-    x: Tensor, weight: Tensor, slope: float, bits: Tensor, odd: bool, parity: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cost, value and index of the cheapest of the nearest value, the one below it and zero."""
-    reach = 2.0 * LARGEST - 4
-    value, index = nearest_indices(x.clamp(-reach, reach), odd, parity)
-    cost = weight * (x - value) ** 2 + slope * bits[(index + LARGEST).long()]
-    lower = value - 4 * value.sign()
-    lower = torch.where(lower * value < 0, value if parity else torch.zeros_like(value), lower)
-    below = (lower + lower.sign()) / 2 if odd else lower / 2
-    other = weight * (x - lower) ** 2 + slope * bits[(below + LARGEST).long()]
-    better = other < cost
-    return (
-        torch.where(better, other, cost),
-        torch.where(better, lower, value),
-        torch.where(better, below, index),
-    )
+    first = torch.tensor(_FIRST, dtype=x.dtype, device=x.device).view(2, STATES, 1, 1)
+    near = ((x.clamp(max=REACH) - first) / 4).round_().clamp_(min=0).mul_(4).add_(first)
+    near[0, STATES // 2 :].masked_fill_(x[STATES // 2 :] < _TO_ZERO, 0)
+    lower = near - 4
+    lower[0].clamp_(min=0)
+    lower[1] = torch.where(lower[1] < 0, near[1], lower[1])
+    both = torch.stack([near, lower])
+    costs = (x - both).square_().mul_(weight).add_(price[(both / 2).ceil_().long()])
+    better = costs[1] < costs[0]
+    return torch.where(better, costs[1], costs[0]), torch.where(better, lower, near)
 
 
 @torch.no_grad()
@@ -93,64 +78,59 @@ def trellis_codes(
         sweep: of the layer, its order that of the columns.
         step: Δ.
         slope: λ, what a bit costs in terms of g · e H eᵀ.
-        bits: price of every index from -LARGEST to LARGEST.
+        bits: price of every index from -LARGEST to LARGEST, the same for both signs.
     """
-    rest, U, gain = W.float().clone(), sweep.upper.float(), sweep.gain.float()
-    indices, values = torch.empty_like(rest), torch.empty_like(rest)
-    state = torch.zeros(rest.shape[:2], dtype=torch.long, device=W.device)
-    n = rest.shape[2]
+    rest = (W.float() / step).movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+    U, gain, price = sweep.upper.float(), sweep.gain.float() * step**2, slope * bits[LARGEST:]
+    values, n = torch.empty_like(rest), len(rest)
+    state = torch.zeros(rest.shape[1:], dtype=torch.long, device=W.device)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        ways = begun(rest[:, :, start:stop], state)
+        cost = torch.full((STATES, *state.shape), torch.inf, device=W.device)
+        cost.scatter_(0, state.unsqueeze(0), 0.0)
+        x = rest[start:stop].unsqueeze(1).expand(-1, STATES, -1, -1)
+        steps = []
         for j in range(start, stop):
-            d = U[:, j, j].unsqueeze(1)
-            ways = advanced(ways, j - start, step, gain * (step / d) ** 2, slope, bits)
-            error = ways.errors[..., j - start] / d
-            ways.errors[..., j - start] = error
-            ways.rest[..., j - start + 1 :] -= error.unsqueeze(-1) * U[
-                :, j, j + 1 : stop
-            ].unsqueeze(1)
-        state = ways.cost.argmin(0)
-        best = state[None, ..., None].expand(1, *ways.rest.shape[1:])
-        k, errors = (t.gather(0, best)[0] for t in (ways.indices, ways.errors))
-        indices[:, :, start:stop] = k
-        left = (errors * U[:, range(start, stop), range(start, stop)].unsqueeze(1)) / step
-        x = ways.rest.gather(0, best)[0] / step
-        values[:, :, start:stop] = (x - left).round()
-        rest[:, :, stop:] -= errors @ U[:, start:stop, stop:]
-    return values.to(torch.int32), indices.to(torch.int32)
-
-
-def begun(rest: Tensor, state: Tensor) -> Ways:
-    """Ways that begin in one state for each row."""
-    cost = torch.full((STATES, *state.shape), torch.inf, device=rest.device)
-    cost.scatter_(0, state.unsqueeze(0), 0.0)
-    wide = rest.expand(STATES, *rest.shape).clone()
-    return Ways(cost, wide, torch.zeros_like(wide), torch.zeros_like(wide))
+            cost, found = advanced(cost, x[0], U[:, j, j].unsqueeze(1), gain, price)
+            steps.append(found)
+            going = found.before.expand(len(x) - 1, *cost.shape)
+            x = x[1:].gather(1, going)
+            x.addcmul_(U[:, j, j + 1 : stop].mT[:, None, :, None], found.error, value=-1)
+        state = cost.argmin(0)
+        values[start:stop], errors = followed(steps, state)
+        rest[stop:] -= (U[:, start:stop, stop:].mT @ errors.movedim(1, 0)).movedim(1, 0)
+    values = values.movedim(0, -1).to(torch.int32)
+    return values, (values + (values > 0)) >> 1
 
 
 def advanced(
-    ways: Ways, place: int, step: float, weight: Tensor, slope: float, bits: Tensor
-) -> Ways:
-    """Every state's best way after one more column; its error is what the value leaves."""
-    x, half = ways.rest[..., place] / step, STATES // 2
-    by_kind = {
-        (odd, p): cheapest(x[half:] if odd else x[:half], weight, slope, bits, odd, p)
-        for odd in (False, True)
-        for p in range(2)
-    }
-    costs, before, index, value = [], [], [], []
-    for pair in _BEFORE:
-        ends = []
-        for s, p in pair:
-            cost, v, k = (t[s % half] for t in by_kind[s >= half, p])
-            ends.append((ways.cost[s] + cost, v, k))
-        better = ends[1][0] < ends[0][0]
-        costs.append(torch.where(better, ends[1][0], ends[0][0]))
-        before.append(torch.where(better, pair[1][0], pair[0][0]))
-        value.append(torch.where(better, ends[1][1], ends[0][1]))
-        index.append(torch.where(better, ends[1][2], ends[0][2]))
-    found = ways.taken(torch.stack(before), torch.stack(costs))
-    found.indices[..., place] = torch.stack(index)
-    found.errors[..., place] = found.rest[..., place] - step * torch.stack(value)
-    return found
+    cost: Tensor, x: Tensor, d: Tensor, gain: Tensor, price: Tensor
+) -> tuple[Tensor, Step]:
+    """Every state's best way after one more column.
+
+    Args:
+        cost: (S, G, r) of the ways so far.
+        x: (S, G, r) what each of them has to round, in steps.
+        d: (G, 1) the factor's diagonal.
+        gain: (G, r) what a squared error of one step costs where d is 1.
+        price: see `cheapest`.
+    """
+    found, sizes = cheapest(x.abs(), gain / d**2, price)
+    pairs = torch.tensor(_BEFORE, device=x.device)
+    totals = (cost + found).flatten(0, 1)[pairs]  # (S, 2, G, r)
+    second = totals[:, 1] < totals[:, 0]
+    chosen = torch.where(second, pairs[:, 1, None, None], pairs[:, 0, None, None])
+    before = chosen % STATES
+    seen = x.gather(0, before)
+    value = sizes.flatten(0, 1).gather(0, chosen).copysign(seen)
+    return torch.where(second, totals[:, 1], totals[:, 0]), Step(before, value, (seen - value) / d)
+
+
+def followed(steps: list[Step], state: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and errors, (columns, G, r) each, of the way that ends in a state (G, r)."""
+    values, errors, at = [], [], state.unsqueeze(0)
+    for step in reversed(steps):
+        values.append(step.value.gather(0, at))
+        errors.append(step.error.gather(0, at))
+        at = step.before.gather(0, at)
+    return torch.cat(values[::-1]), torch.cat(errors[::-1])
