@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rarefy.errors import TaskError
+from rarefy.loops.heap import kept_blocks
 from rarefy.loops.modes import device_of, evaluating
 from rarefy.loops.progress import watch
 from rarefy.task import Task, call, logits_of, move, split
@@ -34,6 +35,7 @@ class Quality:
     confusion: torch.Tensor | None = None
 
 
+@kept_blocks()
 @torch.no_grad()
 def evaluate(
     model: Callable[..., Any],
