@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from rarefy.errors import TaskError
 from rarefy.zoo.images import (
@@ -102,6 +103,14 @@ def test_held_back_images_are_not_learned_from() -> None:
     again = image_task("t", train, test, PLAIN, ("a", "b", "c"), batch=4, held_back=5)
     assert again.fingerprint == task.fingerprint
     assert again.identity() == task.identity()
+
+
+def test_few_large_images_are_measured_on_at_a_time() -> None:
+    for side, batch, measured in ((4, 8, 250), (200, 8, 104), (200, 128, 128), (3000, 2, 2)):
+        images = Images(np.zeros((1, side, side), np.uint8), np.zeros(1, np.int64))
+        task = image_task("t", None, images, PLAIN, ("a",), batch=batch)
+        assert isinstance(task.test, DataLoader)
+        assert task.test.batch_size == measured
 
 
 def test_fingerprints_follow_pixels_and_labels() -> None:

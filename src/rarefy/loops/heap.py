@@ -29,7 +29,7 @@ def kept_blocks() -> Iterator[None]:
         yield
         return
     adjust(MMAP_MAX, 0)
-    adjust(TRIM_THRESHOLD, (1 << 31) - 1)
+    adjust(TRIM_THRESHOLD, -1)  # never
     outside = _within.set(True)
     try:
         yield

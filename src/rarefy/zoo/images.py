@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from rarefy.errors import TaskError
 from rarefy.task import Task
 
+NUMBERS = 1 << 22
+"""Of the images that are measured on at a time; their activations take a hundred times as many."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -164,7 +167,7 @@ def image_task(
         test: results are stated on these.
         preparation: normalisation and augmentation.
         classes: names, in the order of the labels.
-        batch: images in a training batch; measuring uses at least 250.
+        batch: images in a training batch; measuring uses 250 if that is more and they are small.
         held_back: training images kept as validation set, drawn with a fixed seed; choices are made there.
     """
     for part in (train, test):
@@ -172,7 +175,7 @@ def image_task(
             raise TaskError(
                 f"task '{name}' names {len(classes)} classes but has a label {int(part.labels.max())}"
             )
-    wide = max(batch, 250)
+    wide = max(batch, min(250, NUMBERS // test.pixels[0].size))
     fields: dict[str, Any] = {}
     if train is not None:
         order = np.random.default_rng(0).permutation(len(train.labels))
