@@ -8,6 +8,7 @@ All arithmetic is in integers, so that every machine finds the same frequencies.
 """
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,10 +120,11 @@ def ladder_frequencies(rungs: NDArray[np.int64], magnitudes: int) -> NDArray[np.
     """
     sizes = np.zeros((rungs.shape[0], magnitudes), dtype=np.int64)
     for row, chances in zip(sizes, _CHANCES[rungs + RUNGS].tolist(), strict=True):
-        left, found, length = 1 << TOTAL_BITS, [], len(chances)
-        for magnitude in range(magnitudes - 1):
-            size = left * chances[magnitude if magnitude < length else -1] >> 24
-            if not size and magnitude >= length:
+        left, found = 1 << TOTAL_BITS, []
+        own, further = chances[: magnitudes - 1], max(magnitudes - 1 - len(chances), 0)
+        for chance in chain(own, repeat(chances[-1], further)):
+            size = left * chance >> 24
+            if not size and len(found) >= len(own):
                 break  # too little is left for all that follow
             left -= size
             found.append(size)
