@@ -120,7 +120,8 @@ def ladder_frequencies(rungs: NDArray[np.int64], magnitudes: int) -> NDArray[np.
     """
     sizes = np.zeros((rungs.shape[0], magnitudes), dtype=np.int64)
     for row, chances in zip(sizes, _CHANCES[rungs + RUNGS].tolist(), strict=True):
-        left, found = 1 << TOTAL_BITS, []
+        left = 1 << TOTAL_BITS
+        found: list[int] = []
         own, further = chances[: magnitudes - 1], max(magnitudes - 1 - len(chances), 0)
         for chance in chain(own, repeat(chances[-1], further)):
             size = left * chance >> 24
