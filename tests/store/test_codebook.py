@@ -15,7 +15,7 @@ from rarefy.store.keys import FLOAT, SIGNED, UNSIGNED, distinct, from_keys, kind
 from .arrays import random_bits, weights
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 30, 256, 257, 4096])
+@pytest.mark.parametrize("count", [1, 2, 3, 30, 256, 257, 1500, 4096])
 @pytest.mark.parametrize("size", [4096, 100_000])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
 def test_the_distinct_values_are_found(count: int, size: int, dtype: type) -> None:
