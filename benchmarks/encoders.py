@@ -96,7 +96,8 @@ def files(given: argparse.Namespace, length: int, to: Path) -> dict[Way, Path]:
     found = {FLOAT: full, ("float32", OPENVINO): full}
     for (name, runtime), recipe in RECIPES.items():
         path = to / f"{len(found)}.onnx"
-        save_onnx(export_onnx(compressed(model, task, recipe, runtime), few), path)
+        smaller = compressed(model, task, recipe, runtime)
+        save_onnx(export_onnx(smaller, few, runtime=runtime), path)
         found[name, runtime] = path
         print(length, name, runtime, file=sys.stderr)
     peer, prepared = to / "peer.onnx", to / "prepared.onnx"

@@ -87,7 +87,7 @@ def ours(model: torch.nn.Module, task: Task, runtime: str, path: Path) -> Row:
     """Static int8 as it is by default."""
     context = Context(task, model, torch.device("cpu"), runtime=runtime)
     found, seconds = timed(lambda: StaticInt8().apply(copy.deepcopy(model), context))
-    save_onnx(export_onnx(found, task.example), path)
+    save_onnx(export_onnx(found, task.example, runtime=runtime), path)
     return Row(f"rarefy for {runtime}", path, (runtime,), seconds)
 
 

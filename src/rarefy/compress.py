@@ -179,7 +179,7 @@ def run_steps(
     root = model_key(original, task.identity(), str(seed), versions)
     stage = open_stage(folder, root, "baseline")
     if not stage.finished:
-        measure_stage(stage, original, original, task, "baseline", 0.0, {})
+        measure_stage(stage, original, original, task, "baseline", 0.0, {}, runtime)
     stages, current = [stage], None
     device = next(original.parameters()).device
     for number, step in enumerate(recipe.steps, 1):
@@ -196,7 +196,7 @@ def run_steps(
         current, seconds = apply_step(step, current, context)
         move_to_files(current, folder)
         give_back()
-        measure_stage(stage, current, original, task, str(step), seconds, context.record)
+        measure_stage(stage, current, original, task, str(step), seconds, context.record, runtime)
     if current is None:
         current = stage.load(original) if recipe.steps else copy_to_files(original, folder)
     return stages, current
@@ -221,11 +221,12 @@ def measure_stage(
     name: str,
     seconds: float,
     record: dict[str, Any],
+    runtime: str,
 ) -> None:
     """Exports and measures the network as it would be stored now, and saves the stage."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     stored = baked_copy(model, stage.folder) if model is not original else model
-    sizes = write_program(stored, task, stage.program)
+    sizes = write_program(stored, task, stage.program, runtime)
     give_back()
     quality = evaluate(stored, task, reference=original, label=f"measure {name[:40]}")
     facts = {

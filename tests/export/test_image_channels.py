@@ -69,6 +69,8 @@ def test_results_are_the_same_to_the_bit(
     results = [opened(proto, runtime)(X) for proto in (filled, plain)]
     assert torch.equal(*results)
     assert 0 < filled.ByteSize() - plain.ByteSize() < 300
+    monkeypatch.undo()
+    assert kinds(export_onnx(network, X[:1], runtime="openvino")) == kinds(plain)
 
 
 def test_the_kernel_reads_four_channels_and_the_file_holds_three(network: nn.Module) -> None:

@@ -23,10 +23,12 @@ MOBILE = "model.tflite"
 VOLATILE = ("latency_ms", "latency_batches", "memory_bytes", "seconds")
 
 
-def write_program(model: nn.Module, task: Task, path: Path) -> dict[str, int]:
-    """Exports a network to `path`; the bytes of it, of its tensors and of both coded, by file kind."""
+def write_program(
+    model: nn.Module, task: Task, path: Path, runtime: str = "onnxruntime"
+) -> dict[str, int]:
+    """Exports a network for a runtime; bytes of the file, of its tensors and of both coded, by file kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_onnx(model, task.example, path)
+    write_onnx(model, task.example, path, runtime=runtime)
     scratch = path.with_suffix(".scratch")
     save_file(distinct(model), str(scratch))
     sizes = {"safetensors": scratch.stat().st_size, "onnx": path.stat().st_size}

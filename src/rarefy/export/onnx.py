@@ -21,7 +21,11 @@ STANDARD = ("", "ai.onnx")
 
 
 def export_onnx(
-    model: "nn.Module", example: "Inputs", *, inputs: Sequence[str] | None = None
+    model: "nn.Module",
+    example: "Inputs",
+    *,
+    inputs: Sequence[str] | None = None,
+    runtime: str = "onnxruntime",
 ) -> "ModelProto":
     """Exports what `model` computes in eval mode; the model itself stays as it is.
 
@@ -36,6 +40,7 @@ def export_onnx(
         model: on any device.
         example: inputs, batch first; their sizes other than the batch are fixed in the file.
         inputs: names of the inputs in the file, in order; default: those of forward's arguments.
+        runtime: in which the file is to be fast; every runtime computes the same from it.
 
     Raises:
         ModelError: the network can't be traced, has an operator that standard ONNX lacks, or exceeds 2 GB.
@@ -47,10 +52,15 @@ def export_onnx(
         >>> [node.op_type for node in proto.graph.node]
         ['Gemm', 'Relu']
     """
-    return to_proto(graph_of(model, example, inputs))
+    return to_proto(graph_of(model, example, inputs, runtime))
 
 
-def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None = None) -> Any:
+def graph_of(
+    model: "nn.Module",
+    example: "Inputs",
+    inputs: Sequence[str] | None = None,
+    runtime: str = "onnxruntime",
+) -> Any:
     """The exported graph (``onnx_ir.Model``) whose nodes still know which module they came from.
 
     Raises:
@@ -74,7 +84,8 @@ def graph_of(model: "nn.Module", example: "Inputs", inputs: Sequence[str] | None
     if foreign or len(graph.functions):
         raise ModelError(f"the exported network uses operators outside standard ONNX: {foreign}")
     lean(graph)
-    fill_image_channels(graph.graph)
+    if runtime != "openvino":  # whose kernels take three channels as well as four
+        fill_image_channels(graph.graph)
     number_nodes(graph.graph)
     name_ends(graph.graph, inputs)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
@@ -131,7 +142,12 @@ def to_proto(graph: Any) -> "ModelProto":
 
 
 def write_onnx(
-    model: "nn.Module", example: "Inputs", path: Path, *, inputs: Sequence[str] | None = None
+    model: "nn.Module",
+    example: "Inputs",
+    path: Path,
+    *,
+    inputs: Sequence[str] | None = None,
+    runtime: str = "onnxruntime",
 ) -> int:
     """Exports what `model` computes to the file that `export_onnx` and `save_onnx` would write.
 
@@ -146,7 +162,7 @@ def write_onnx(
     """
     from rarefy.store.onnx_file import Data, write_model
 
-    graph = graph_of(model, example, inputs)
+    graph = graph_of(model, example, inputs, runtime)
     weights = take_weights(list(graph.graph.initializers.values()))
     proto, data = to_proto(graph), {}
     for place, head in enumerate(proto.graph.initializer):

@@ -46,7 +46,7 @@ def measure_anything(
     check(network, data, Recipe(()))
     with tempfile.TemporaryDirectory(prefix="rarefy-") as folder_name:
         path = Path(folder_name) / PROGRAM
-        sizes = write_program(network, data, path)
+        sizes = write_program(network, data, path, runtime)
         stage = program_facts(path, data, runtime)
     quality = evaluate(network, data, reference=network)
     return {
@@ -126,7 +126,7 @@ def export_network(
     network = load_model(model, weights)
     data = load_task(task, network)
     check(network, data, Recipe(()))
-    program = export_onnx(network, data.example)
+    program = export_onnx(network, data.example, runtime=runtime)
     opened = open_program(program, runtime, threads=torch.get_num_threads())
     parity = check_parity(network, opened, list(batches_of(data, "calibration", 64)))
     if not parity.passed:
