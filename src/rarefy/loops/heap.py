@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # what glibc's mallopt calls them
 MAPPED = 65536  # blocks that glibc maps one by one as a rule, at most
-LARGE, TRIMMED = 1 << 25, 1 << 26  # where its own thresholds end up once it has seen large blocks
+LARGE, TRIMMED = 1 << 22, 1 << 23  # low, so that what is large goes back at once
 
 _within = ContextVar("within", default=False)
 
