@@ -20,8 +20,9 @@ def kept_blocks() -> Iterator[None]:
 
     By itself glibc maps every block of more than 32 MB anew, and the kernel fills it with zeros page by page:
     nearly half of the time of a step on the CPU where activations are that large. Peak memory grows by about
-    a fifth; afterwards all that is free goes back. Within another it does nothing. Other C libraries are
-    left alone.
+    a fifth. Afterwards all that is free goes back, and from then on blocks of 4 MB or more are mapped anew
+    each time: memory is spared, work on such blocks outside is slower. Within another it does nothing. Other
+    C libraries are left alone.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     adjust, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
