@@ -6,7 +6,8 @@
 Needs `atheris` (extra `fuzz`); arguments are libFuzzer's: the folder keeps inputs that reach something new,
 and an input that crashes, hangs or asks for too much memory is written to a file and ends the run. The first
 byte of an input says what the others are: a payload with dtype and shape, the header of a large file or of a
-small one (checksums are made to fit, or no input would pass them), or a whole file as it is.
+small one (checksums are made to fit, or no input would pass them), or a whole file as it is. Payloads are
+decoded without and with the loops that numba compiles (extra `fast`); both have to find the same.
 """
 
 import hashlib
@@ -17,8 +18,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import atheris
+
+from rarefy.store import compiled  # as it is: numba can't compile what atheris has instrumented
 
 with atheris.instrument_imports(include=["rarefy.store"]):
     from rarefy.store.archive import DIGEST, MAGIC, TRAILER, VERSION
@@ -74,8 +78,21 @@ def payload(rest: bytes) -> None:
         data = rest[2 + rank :]
         with suppress(FileError):
             coding_name(data, dtype, shape)
+        found = []
+        for read_before in (-sys.maxsize, compiled.WORTH):
+            compiled._read = read_before
+            found.append(decoded(data, dtype, shape))
+        assert found[0] == found[1]
+
+
+def decoded(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes | None:
+    """The bytes of the tensor, or None where the payload is refused."""
+    try:
         found = decode_tensor(data, dtype, shape)
-        assert (found.dtype, found.shape) == (dtype, shape)
+    except FileError:
+        return None
+    assert (found.dtype, found.shape) == (dtype, shape)
+    return found.tobytes()
 
 
 def large(payloads: bytes, plain: bytes) -> bytes:

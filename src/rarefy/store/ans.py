@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
+from rarefy.store.compiled import PRECISION, loops
 from rarefy.store.fields import Cursor
 
 _CHUNK = 1 << 18
@@ -61,13 +62,43 @@ def encode_parts(
     return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
 
 
-def _opened(cursor: Cursor, size: int) -> Any:
-    """A decoder of the message of `size` bytes at the cursor."""
-    data = bytes(cursor.take(size))
-    if data.endswith(b"\0"):
-        raise FileError("an entropy-coded message ends in bytes that no encoder writes")
-    words = np.frombuffer(data + bytes(-size % 4), dtype="<u4").astype(np.uint32)
-    return _coder(words)
+class _Message:
+    """The symbols of a message in their order, read by `constriction` or by the compiled loop."""
+
+    def __init__(self, cursor: Cursor, size: int) -> None:
+        data = bytes(cursor.take(size))
+        if data.endswith(b"\0"):
+            raise FileError("an entropy-coded message ends in bytes that no encoder writes")
+        words = np.frombuffer(data + bytes(-size % 4), dtype="<u4").astype(np.uint32)
+        self._loops = loops(size)
+        if self._loops is None:
+            self._coder = _coder(words)
+            return
+        self._words, self._place, self._state = words, max(words.size - 2, 0), np.uint64(0)
+        for word in words[self._place :][::-1].tolist():
+            self._state = self._state << np.uint64(32) | np.uint64(word)
+
+    def model(self, table: NDArray[np.int64]) -> Any:
+        """What `read` asks for, from a table of two frequencies or more."""
+        return _model(table) if self._loops is None else _bounds(table)
+
+    def read(self, model: Any, count: int) -> NDArray[np.int32]:
+        """The next `count` symbols."""
+        if self._loops is None:
+            return np.asarray(self._coder.decode(model, count), dtype=np.int32)
+        out = np.empty(count, dtype=np.int32)
+        self._place, state = self._loops.decode(self._words, self._place, self._state, model, out)
+        self._state = np.uint64(state)
+        return out
+
+
+def _bounds(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Where the interval of each symbol begins, and the end of the last one, shape (A + 1,)."""
+    sums = np.concatenate([np.zeros(1), np.cumsum(frequencies, dtype=np.float64)])
+    free = (1 << PRECISION) - frequencies.size
+    bounds = (sums * (free / sums[-1])).astype(np.uint32) + np.arange(sums.size, dtype=np.uint32)
+    bounds[-1] = 1 << PRECISION
+    return bounds
 
 
 class PartsReader:
@@ -82,7 +113,7 @@ class PartsReader:
         Raises:
             FileError: the bytes can't be the end of a message.
         """
-        self._coder, self._tables = _opened(cursor, size), tables
+        self._message, self._tables = _Message(cursor, size), tables
         self._models: dict[int, Any] = {}
 
     def read(self, number: int, count: int) -> NDArray[np.int32]:
@@ -91,8 +122,8 @@ class PartsReader:
         if not count or np.count_nonzero(table) < 2:
             return np.full(count, table.size - 1, dtype=np.int32)
         if number not in self._models:
-            self._models[number] = _model(table)
-        return np.asarray(self._coder.decode(self._models[number], count), dtype=np.int32)
+            self._models[number] = self._message.model(table)
+        return self._message.read(self._models[number], count)
 
 
 class AnsReader:
@@ -106,10 +137,11 @@ class AnsReader:
         Raises:
             FileError: the bytes can't be the end of a message.
         """
-        self._coder, self._model = _opened(cursor, size), _model(frequencies)
+        self._message = _Message(cursor, size)
+        self._model = self._message.model(frequencies)
 
     def read(self, count: int) -> NDArray[Any]:
         """The next `count` symbols, dtype int32."""
         if not count:
             return np.zeros(0, dtype=np.int32)
-        return np.asarray(self._coder.decode(self._model, count))
+        return self._message.read(self._model, count)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store import ans
+from rarefy.store.compiled import loops
 from rarefy.store.context_tables import Tables, best_tables, conditional_entropy, read_tables
 from rarefy.store.fields import BitReader, BitWriter, Cursor, unzigzag, zigzag
 from rarefy.store.keys import histogram
@@ -227,11 +228,18 @@ class ContextReader:
         size = (stop - start) * self._shape[1] * self._shape[2]
         if self._contexts == 1:
             return self._coder.read(0, size)
+        fast = loops()
+        if fast is not None:
+            axes = self._scales.rows[start:stop], self._scales.columns, self._scales.positions
+            counts = fast.counted(*axes, self._low, self._contexts)
+            return fast.placed(self._parts(counts), counts.cumsum() - counts, *axes, self._low)
         context = context_of(self._scales, self._low, self._contexts, start, stop)
         order = np.argsort(context, kind="stable")
-        counts = np.bincount(context, minlength=self._contexts).tolist()
         out = np.empty(size, dtype=np.int32)
-        out[order] = np.concatenate(
-            [self._coder.read(number, count) for number, count in enumerate(counts)]
-        )
+        out[order] = self._parts(np.bincount(context, minlength=self._contexts))
         return out
+
+    def _parts(self, counts: NDArray[np.int64]) -> NDArray[np.int32]:
+        """So many symbols of each context, one context after the other."""
+        parts = [self._coder.read(number, count) for number, count in enumerate(counts.tolist())]
+        return np.concatenate(parts)

@@ -4,6 +4,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.store.compiled import loops
+
 _WIDEST = 57
 """Bits that a word of 64 surely holds from any bit of its first byte on."""
 
@@ -14,7 +16,11 @@ def golomb_codes(data: bytes, place: int, count: int, order: int) -> tuple[list[
     Returns:
         `count` integers; fewer where the bytes end before or where a code is longer than 57 bits.
     """
-    octets = np.frombuffer(data, dtype=np.uint8)
+    octets, fast = np.frombuffer(data, dtype=np.uint8), loops()
+    if fast is not None:
+        out = np.empty(min(count, 8 * octets.size), dtype=np.int64)
+        found, place = fast.golombs(octets, place, order, _WIDEST, out)
+        return out[:found].tolist(), place
     starts, ones = _chain(octets, place, count, order)
     sizes = ones - starts + (order + 1)
     if sizes.max(initial=0) > _WIDEST:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.errors import FileError
+from rarefy.store.compiled import loops
 from rarefy.store.fields import BitReader, BitWriter, unzigzag
 from rarefy.store.frequencies import TOTAL_BITS
 
@@ -119,7 +120,19 @@ def ladder_frequencies(rungs: NDArray[np.int64], magnitudes: int) -> NDArray[np.
         magnitudes: number of magnitudes, 0 among them.
     """
     sizes = np.zeros((rungs.shape[0], magnitudes), dtype=np.int64)
-    for row, chances in zip(sizes, _CHANCES[rungs + RUNGS].tolist(), strict=True):
+    fast = loops()
+    if fast is not None:
+        fast.shares(_CHANCES[rungs + RUNGS], 1 << TOTAL_BITS, sizes)
+    else:
+        _share(_CHANCES[rungs + RUNGS].tolist(), sizes)
+    pairs = np.repeat(sizes[:, 1:] >> 1, 2, axis=1)
+    return np.maximum(np.concatenate([sizes[:, :1], pairs], axis=1), 1)
+
+
+def _share(chances_of_rows: list[list[int]], sizes: NDArray[np.int64]) -> None:
+    """`compiled.shares` of all that a table has, where nothing is compiled."""
+    magnitudes = sizes.shape[1]
+    for row, chances in zip(sizes, chances_of_rows, strict=True):
         left = 1 << TOTAL_BITS
         found: list[int] = []
         own, further = chances[: magnitudes - 1], max(magnitudes - 1 - len(chances), 0)
@@ -131,8 +144,6 @@ def ladder_frequencies(rungs: NDArray[np.int64], magnitudes: int) -> NDArray[np.
             found.append(size)
         row[: len(found)] = found
         row[-1] = left
-    pairs = np.repeat(sizes[:, 1:] >> 1, 2, axis=1)
-    return np.maximum(np.concatenate([sizes[:, :1], pairs], axis=1), 1)
 
 
 def _steps(rungs: NDArray[np.int64]) -> NDArray[np.int64]:

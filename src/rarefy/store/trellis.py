@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.codebook import multiples
+from rarefy.store.compiled import loops
 from rarefy.store.contexts import MOST_SYMBOLS, ContextReader, plan_contexts
 from rarefy.store.fields import BitReader, BitWriter, Cursor
 from rarefy.store.keys import FLOAT, SIGNED
@@ -129,8 +130,12 @@ class TrellisReader:
         while self._ready.size < count:
             rows = next(self._rows)
             symbols = self._codes.read((rows.stop - rows.start) * self._width)
-            odd = _odd((symbols + 1 >> 1).astype(np.uint8).reshape(-1, self._width))
-            values = self._values.take(2 * symbols + odd.reshape(-1))
+            fast = loops()
+            if fast is not None:
+                values = fast.along(symbols, self._width, NEXT, self._values)
+            else:
+                odd = _odd((symbols + 1 >> 1).astype(np.uint8).reshape(-1, self._width))
+                values = self._values.take(2 * symbols + odd.reshape(-1))
             self._ready = np.concatenate([self._ready, values])
         piece, self._ready = self._ready[:count], self._ready[count:]
         return piece

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which networks shrink: half of the coupled channels of every model of torchvision, timm and transformers.
 
-    python benchmarks/coverage.py [torchvision[/TASK]|timm|transformers|NAME …] [--export] [--resume]
+    python benchmarks/architectures.py [torchvision[/TASK]|timm|transformers|NAME …] [--export] [--resume]
 
 TASK is classification, segmentation, detection, video or optical_flow.
 
