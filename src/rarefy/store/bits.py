@@ -39,7 +39,8 @@ def pack(values: NDArray[Any], width: int) -> bytes:
     Raises:
         ValueError: a value does not fit into `width` bits.
     """
-    if values.size and (int(values.max()) >> width or int(values.min()) < 0):
+    fits = values.dtype.kind == "u" and 8 * values.dtype.itemsize <= width
+    if values.size and not fits and (int(values.max()) >> width or int(values.min()) < 0):
         raise ValueError(f"values from {values.min()} to {values.max()} do not fit {width} bits")
     values = values.astype(unsigned_dtype(width), copy=False)
     whole, odd = divmod(width, 8)

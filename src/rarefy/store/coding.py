@@ -55,6 +55,7 @@ def encode_pieces(array: NDArray[Any], coder: str = "auto") -> Iterable[bytes]:
     """What `encode_tensor` gives, in pieces that are made one after the other."""
     if not array.size:
         return []
+    array = np.asarray(array, order="C")  # once for all that look at it
     pattern, kind, real = patterns(array), kind_of(array.dtype), real_of(array.dtype)
     raw = _joined(bytes([RAW]), _little(pattern))
     if coder == "raw":

@@ -33,9 +33,15 @@ def rounded_codes(counts: NDArray[Any], mantissa: int) -> NDArray[np.int64]:
     Codes rise with the counts and are exact below `2**(mantissa + 1)`.
     """
     counts = np.asarray(counts, dtype=np.int64)
-    length = np.frexp(counts.astype(np.float64))[1]
-    exponent = np.maximum(length - 1 - mantissa, 0).astype(np.int64)
-    half = np.where(exponent > 0, np.int64(1) << np.maximum(exponent - 1, 0), 0)
+    return _rounded(counts, np.frexp(counts)[1].astype(np.int64), mantissa)
+
+
+def _rounded(
+    counts: NDArray[np.int64], lengths: NDArray[np.int64], mantissa: int
+) -> NDArray[np.int64]:
+    """As `rounded_codes`, from the counts' lengths in bits."""
+    exponent = np.maximum(lengths - (1 + mantissa), 0)
+    half = np.left_shift(1, exponent) >> 1
     return (exponent << mantissa) + ((counts + half) >> exponent)
 
 
@@ -86,11 +92,16 @@ def counted(counts: NDArray[Any]) -> CountedTable:
         counts: shape (n,), n at least 1, first and last entry above 0.
     """
     best: CountedTable | None = None
+    counts = np.asarray(counts, dtype=np.int64)
+    lengths, used = np.frexp(counts)[1].astype(np.int64), np.flatnonzero(counts)
+    weights = counts[used].astype(np.float64)
+    total = float(weights.sum())
     for mantissa in _MANTISSAS:
-        rounded = rounded_codes(counts, mantissa)
+        rounded = _rounded(counts, lengths, mantissa)
         frequencies = scaled(rounded_counts(rounded, mantissa))
         codes = smooth(rounded)
-        bits = 3 + codes.bits + information(counts, frequencies)
+        spent = total * np.log2(float(frequencies.sum())) - weights @ np.log2(frequencies[used])
+        bits = 3 + codes.bits + float(spent)
         if best is not None and bits >= best.bits:
             break  # precision beyond this costs more than it saves
         best = CountedTable(frequencies, bits, mantissa, codes)

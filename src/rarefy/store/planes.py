@@ -19,9 +19,10 @@ from rarefy.store.bits import pack
 from rarefy.store.fields import Cursor
 from rarefy.store.keys import PIECE, UNSIGNED, from_keys, histogram, to_keys
 from rarefy.store.runs import SymbolReader, open_run
-from rarefy.store.symbols import Coded, entropy, plan_run
+from rarefy.store.symbols import Coded, entropy, plan_fixed, plan_run
 
 _WIDEST, _FEW, _HALVED = 12, 1 << 12, 16
+_SAMPLE, _SPARE = 1 << 12, 0.0003
 _PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], 1).astype(np.uint8).view(np.uint16)
 
 
@@ -50,20 +51,19 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
         kind: as in `keys`.
     """
     width, size = 8 * pattern.dtype.itemsize, pattern.size
-    known = {width: _front(pattern, kind)}  # histograms by the bits that a plane ends above
-    front = known[width].size.bit_length() - 1
-    if width > front:
-        known[8] = histogram(_plane(pattern, kind, 0, 8), 256)
-    halved = width - front >= 16 and size >= _FEW and entropy(known[8]) < 7.99 * size
-    if halved:
-        del known[8]
+    first = _front(pattern, kind)
+    front = first.size.bit_length() - 1
+    halved = width - front >= 16 and size >= _FEW and not _noise(pattern, kind, 0, 8, 7.99 / 8)
     parts, rest = [], width
     for bits in plane_widths(width, front, halved):
-        cut = partial(_plane, pattern, kind, rest - bits, bits, halved and bits == 4)
-        used = 8 if halved and bits == 4 else bits
-        counts = known[rest] if rest in known else histogram(cut(), 1 << used)
         rest -= bits
+        paired = halved and bits == 4
+        cut, used = partial(_plane, pattern, kind, rest, bits, paired), 8 if paired else bits
         # A twentieth less is not worth a decoder's time on what is noise for the most part.
+        if not paired and _noise_of_sample(pattern, kind, rest, bits, 0.95):
+            parts.append(plan_fixed(cut, bits, size))
+            continue
+        counts = first if rest + bits == width else histogram(cut(), 1 << used)
         noise = size >= _FEW and entropy(counts) > 0.95 * used * counts.sum()
         parts.append(plan_run(cut, counts, "raw" if noise else coder))
 
@@ -73,6 +73,23 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
             yield from part.pieces()
 
     return Coded(8 + sum(part.bits for part in parts), pieces)
+
+
+def _noise(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float) -> bool:
+    """Whether a plane's information exceeds a share of its bits."""
+    if _noise_of_sample(pattern, kind, rest, bits, share):
+        return True
+    counts = histogram(_plane(pattern, kind, rest, bits), 1 << bits)
+    return entropy(counts) >= share * bits * pattern.size
+
+
+def _noise_of_sample(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float) -> bool:
+    """Whether a sample of a long tensor already shows what `_noise` asks; False for a short one."""
+    sample = pattern[:: max(pattern.size // (_SAMPLE if share < 0.99 else 8 * _SAMPLE), 1)]
+    if 2 * sample.size > pattern.size:
+        return False
+    counts = histogram(_plane(sample, kind, rest, bits), 1 << bits)
+    return entropy(counts) > (share + _SPARE) * bits * sample.size
 
 
 def _plane(
@@ -92,8 +109,8 @@ def _front(pattern: NDArray[Any], kind: int) -> NDArray[np.int64]:
     width = 8 * pattern.dtype.itemsize
     if width == 8:
         return histogram(_plane(pattern, kind, 0, 8), 256)
-    counts = histogram(_plane(pattern, kind, width - _WIDEST, _WIDEST), 1 << _WIDEST)
     widest = 9 if pattern.size < _FEW else _WIDEST
+    counts = histogram(_plane(pattern, kind, width - widest, widest), 1 << widest)
     merged = {front: counts.reshape(1 << front, -1).sum(axis=1) for front in range(8, widest + 1)}
     costs = {
         front: entropy(found) + 3 * np.count_nonzero(found) + (_WIDEST - front) * pattern.size

@@ -62,11 +62,11 @@ def smooth(values: NDArray[Any]) -> Smooth:
     """Plan a sequence of non-negative integers below `LARGEST`, shape (n,), n > 0."""
     difference = np.array(values, dtype=np.int64)
     difference[1:] -= values[:-1]
-    steps = np.where(difference >= 0, 2 * difference, -2 * difference - 1)
+    steps = (difference << 1) ^ (difference >> 63)  # 0, -1, 1, -2, … become 0, 1, 2, 3, …
     plain = Smooth(_codes(steps), None)
-    zero = steps == 0
-    if steps.size < _LONG or 2 * int(np.count_nonzero(zero)) < steps.size:
+    if steps.size < _LONG or 2 * int(np.count_nonzero(steps)) > steps.size:
         return plain
+    zero = steps == 0
     kept = ~zero
     kept[1:] |= ~zero[:-1]
     kept[0] = True
@@ -109,8 +109,8 @@ def _codes(values: NDArray[np.int64]) -> _Codes:
     """The values in their best order."""
 
     def bits(order: int) -> float:
-        lengths = np.frexp((values + (1 << order)).astype(np.float64))[1]
-        return float(2 * lengths.sum() - (1 + order) * values.size)
+        lengths = np.frexp(values + (1 << order))[1]
+        return float(2 * int(lengths.sum()) - (1 + order) * values.size)
 
     guess = min(int(values.sum() / values.size + 1).bit_length() - 1, 7)
     order = min({max(guess - 1, 0), guess}, key=bits)

@@ -129,6 +129,12 @@ def plan_run(
     return Coded(candidates[0].bits, encode)
 
 
+def plan_fixed(symbols: Callable[[], NDArray[Any]], width: int, total: int) -> Coded:
+    """Plan a run of `total` symbols in `width` bits each, where no other form would pay."""
+    plan = _fixed(0, (1 << width) - 1, total)
+    return Coded(plan.bits, lambda: [_write(plan, symbols())])
+
+
 def _write(plan: Plan, symbols: NDArray[Any]) -> bytes:
     body, writer = plan.body(symbols), BitWriter()
     writer.write(plan.form, 3)
