@@ -102,6 +102,19 @@ def to_keys(pattern: NDArray[Any], kind: int) -> NDArray[Any]:
     return pattern
 
 
+def key_bits(pattern: NDArray[Any], kind: int, rest: int, bits: int) -> NDArray[Any]:
+    """The `bits` bits of all keys that have `rest` more behind them, same shape and dtype.
+
+    Examples:
+        >>> key_bits(np.array([-1.5], np.float32).view(np.uint32), FLOAT, 24, 8).tolist()
+        [127]
+    """
+    mask = pattern.dtype.type((1 << bits) - 1)
+    if kind == FLOAT and rest:  # a key's upper bits are a pattern's behind its sign
+        return (pattern >> pattern.dtype.type(rest - 1)) & mask
+    return (to_keys(pattern, kind) >> pattern.dtype.type(rest)) & mask
+
+
 def from_keys(key: NDArray[Any], kind: int) -> NDArray[Any]:
     """Undo `to_keys`."""
     one, top = key.dtype.type(1), key.dtype.type(8 * key.dtype.itemsize - 1)
@@ -121,6 +134,8 @@ def histogram(values: NDArray[Any], size: int) -> NDArray[np.int64]:
         >>> histogram(np.array([2, 0, 2], dtype=np.uint8), 4).tolist()
         [1, 0, 2, 0]
     """
+    if values.size <= PIECE:
+        return np.bincount(values, minlength=size)
     counts = np.zeros(size, dtype=np.int64)
     for start in range(0, values.size, PIECE):
         counts += np.bincount(values[start : start + PIECE], minlength=size)

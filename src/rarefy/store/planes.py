@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rarefy.errors import FileError
 from rarefy.store.bits import pack
 from rarefy.store.fields import Cursor
-from rarefy.store.keys import PIECE, UNSIGNED, from_keys, histogram, to_keys
+from rarefy.store.keys import PIECE, UNSIGNED, from_keys, histogram, key_bits
 from rarefy.store.runs import SymbolReader, open_run
 from rarefy.store.symbols import Coded, entropy, plan_fixed, plan_run
 
@@ -97,10 +97,9 @@ def _plane(
 ) -> NDArray[Any]:
     """The bits of all keys that have `rest` more behind them; paired, two values share a byte."""
     plane = np.empty(pattern.size, dtype=np.uint8 if bits <= 8 else np.uint16)
-    shift, mask = pattern.dtype.type(rest), pattern.dtype.type((1 << bits) - 1)
     for start in range(0, pattern.size, PIECE):
-        keys = to_keys(pattern[start : start + PIECE], kind)
-        plane[start : start + PIECE] = (keys >> shift) & mask
+        part = slice(start, start + PIECE)
+        plane[part] = key_bits(pattern[part], kind, rest, bits)
     return np.frombuffer(pack(plane, 4), dtype=np.uint8) if paired else plane
 
 

@@ -9,6 +9,7 @@ coded symbols. A run of no symbols, or over an alphabet of one, takes no bytes a
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import log2
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
         coder: "auto", "huffman" or "ans".
         law: `GEOMETRIC` or `BERNOULLI` where the symbols may follow such a law.
     """
-    used = np.flatnonzero(counts)
+    used = counts.nonzero()[0]
     first, last, total = int(used[0]), int(used[-1]), int(counts.sum())
     if first == last:
         return [Plan(CONSTANT, 12, lambda writer: writer.golomb(first, 4), lambda symbols: b"")]
@@ -84,7 +85,8 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
 def entropy(counts: NDArray[np.int64]) -> float:
     """Information of a message with this histogram, in bits (all of it, not a symbol's)."""
     used = counts[counts > 0].astype(np.float64)
-    return float(used @ (np.log2(used.sum()) - np.log2(used)))
+    total = float(used.sum())
+    return total * log2(total) - float(used @ np.log2(used)) if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def plan_run(
         tried = [plan for plan in candidates if plan.bits <= close]
         if coder == "auto" and counts.size <= 256 and _repeats(run, candidates[0].bits):
             tried = [*tried, _lz()]
-        return [min((_write(plan, run) for plan in tried), key=len)]
+        return min((_write(plan, run) for plan in tried), key=lambda parts: sum(map(len, parts)))
 
     return Coded(candidates[0].bits, encode)
 
@@ -132,16 +134,16 @@ def plan_run(
 def plan_fixed(symbols: Callable[[], NDArray[Any]], width: int, total: int) -> Coded:
     """Plan a run of `total` symbols in `width` bits each, where no other form would pay."""
     plan = _fixed(0, (1 << width) - 1, total)
-    return Coded(plan.bits, lambda: [_write(plan, symbols())])
+    return Coded(plan.bits, lambda: _write(plan, symbols()))
 
 
-def _write(plan: Plan, symbols: NDArray[Any]) -> bytes:
+def _write(plan: Plan, symbols: NDArray[Any]) -> list[bytes]:
     body, writer = plan.body(symbols), BitWriter()
     writer.write(plan.form, 3)
     plan.head(writer)
     if plan.form in (ANS, GEOMETRIC, BERNOULLI, LZ):
         writer.number(len(body))
-    return writer.to_bytes() + body
+    return [writer.to_bytes(), body]
 
 
 def _fixed(first: int, last: int, total: int) -> Plan:
