@@ -8,7 +8,6 @@ or in the user's folder of caches, so only the first process on a machine waits 
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,10 +181,11 @@ class Loops(NamedTuple):
 
 @cache
 def load() -> Loops | None:
-    """Compile the loops, or find what was compiled before; None where numba is not installed."""
-    if find_spec("numba") is None:
+    """Compile the loops, or find what was compiled before; None where there is no numba that fits numpy."""
+    try:
+        from numba import njit
+    except ImportError:
         return None
-    from numba import njit
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
