@@ -92,40 +92,37 @@ def run_recipe(
         recipe: the steps.
         seed: of everything; the same seed gives the same files on the same machine.
         budget: only checked here; the verdict is part of the result.
-        cache: folder of finished stages. A run that was cut short goes on after the last of them; None
-            keeps nothing.
+        cache: folder of finished stages, behind which a run that was cut short goes on; None keeps none.
         names: how model and task are called in reports.
         runtime: in which the result is proven and timed.
 
     Raises:
         RarefyError: bad input, before the first step where possible.
     """
+    check(model, task, recipe)
     workspace = tempfile.TemporaryDirectory(prefix="rarefy-") if cache is None else None
     folder = Path(workspace.name) if workspace else Path(cache or "")
     folder.mkdir(parents=True, exist_ok=True)
-    check(model, task, recipe)
     was_training = model.training
     model.eval()
     try:
         stages, last = run_steps(model, task, recipe, seed, folder, runtime)
         bake(last, lambda module: move_to_files(module, folder))
         give_back()
-        evidence = Evidence(
-            model, last, task, [s.program for s in stages], [s.facts for s in stages], runtime
-        )
-        artefact = Artefact.make(
-            stages[-1].program, folder / f"result-{stages[-1].key}", recipe.coder, runtime
-        )
+        programs, facts = [s.program for s in stages], [s.facts for s in stages]
+        evidence = Evidence(model, last, task, programs, facts, runtime)
+        place = folder / f"result-{stages[-1].key}"
+        artefact = Artefact.make(programs[-1], place, recipe.coder, runtime)
         document = evidence.document(artefact)
     finally:
         model.train(was_training)
     labels = names or (type(model).__name__, task.name)
     head = {"rarefy": rarefy.__version__, "model": labels[0], "task": labels[1], "seed": seed}
-    document, met = {**head, **document}, True
+    document = {**head, **document}
     artefact.seal(document, recipe.to_yaml())
     if budget is not None:
         document["budget"] = judge(budget, document["stages"])
-        met = document["budget"]["met"]
+    met = budget is None or document["budget"]["met"]
     return Result(last, document, recipe, artefact, met, workspace=workspace)
 
 

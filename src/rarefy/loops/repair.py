@@ -60,16 +60,12 @@ def repair(
     """
     if settings.epochs < 1:
         return model.eval()
-    task = context.task
-    alpha = teacher_share(alpha, task, label)
-    watch = watch_over(context, label, after_step)
-    seed = part_seed(context.seed, label)
-    batches = task.batches("train")
+    task, seed = context.task, part_seed(context.seed, label)
+    alpha, watch = teacher_share(alpha, task, label), watch_over(context, label, after_step)
     softness = temperature if callable(temperature) else lambda _: temperature
+    data, labelled = task.batches("train"), task.labelled
     with evaluating(context.teacher):
-        for batch in train(
-            model, batches, settings, seed=seed, labelled=task.labelled, watch=watch
-        ):
+        for batch in train(model, data, settings, seed=seed, labelled=labelled, watch=watch):
             now = softness(batch.progress)
             batch.minimise(loss_of(batch, task, context.teacher, alpha, now, imitate))
     if alpha > 0:

@@ -100,12 +100,8 @@ def train(
             started, losses = time.monotonic(), torch.zeros((), device=device)
             model.train()
             torch.manual_seed(epoch_seed(seed, run.epoch))
-            for index, raw in enumerate(mine(batches, accelerator)):
-                inputs, targets = move(split(raw, labelled), device)
-                progress = min((run.epoch + index / total) / settings.epochs, 1.0)
-                descent.set_rate(progress + 0.5 / total / settings.epochs)
-                inputs = resized(inputs, progress, settings.resolution)
-                batch = Batch(descent.model, inputs, targets, run.epoch, progress)
+            examples = (move(split(raw, labelled), device) for raw in mine(batches, accelerator))
+            for batch in descent.batches(examples, run.epoch, total):
                 yield batch
                 losses += descent.step(batch, watch.label)
                 if average:
@@ -197,6 +193,16 @@ class Descent:
         """Sets the learning rate for a point of the training in [0, 1]."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * rate_factor(self.settings, progress)
+
+    def batches(
+        self, examples: Iterable[tuple[Inputs, Any]], epoch: int, total: int
+    ) -> Iterator[Batch]:
+        """An epoch's `total` batches, with the learning rate set and images resized for each."""
+        for index, (inputs, targets) in enumerate(examples):
+            progress = min((epoch + index / total) / self.settings.epochs, 1.0)
+            self.set_rate(progress + 0.5 / total / self.settings.epochs)
+            inputs = resized(inputs, progress, self.settings.resolution)
+            yield Batch(self.model, inputs, targets, epoch, progress)
 
     def step(self, batch: Batch, label: str) -> Tensor:
         """One step along the gradient; returns the loss.

@@ -122,13 +122,11 @@ def latency_in_turns(
     Raises:
         ValueError: no candidates, or fewer than one round or turn.
     """
-    if not openers or rounds < 1:
-        raise ValueError(f"latency needs candidates and rounds; it got {len(openers)} and {rounds}")
-    if turns < 1:
-        raise ValueError(f"latency needs at least one turn; it got {turns}")
+    if not openers or rounds < 1 or turns < 1:
+        told = f"{len(openers)}, {rounds} and {turns}"
+        raise ValueError(f"latency needs candidates, rounds and turns; it got {told}")
     count = threads if threads is not None else default_threads()
-    names, order = list(openers), random.Random(seed)
-    repetitions: dict[str, int] = {}
+    names, order, repetitions = list(openers), random.Random(seed), dict[str, int]()
     times = {name: list[tuple[float, float]]() for name in names}
     for _ in range(turns):
         groups = [names] if turns == 1 else [[name] for name in order.sample(names, len(names))]

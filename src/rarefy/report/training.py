@@ -138,8 +138,7 @@ def fragility_chart(
         traces = []
         for name in reversed(names):
             points = sorted(probes[name], key=lambda x: x.sparsity)
-            strong = name in coloured
-            colour = _colour(coloured.index(name)) if strong else OTHERS
+            colour = _colour(coloured.index(name)) if (strong := name in coloured) else OTHERS
             values = [_as_shown(x.metric, metric) for x in points]
             traces.append(
                 go.Scatter(

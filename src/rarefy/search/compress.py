@@ -51,21 +51,9 @@ def compress(
     """
     check_runtime(runtime)
     if recipe is not None:
-        chosen = as_recipe(recipe)
-        if runtime in THROUGHOUT and not any(step.fixes_ranges for step in chosen.steps):
-            raise RecipeError(
-                f"{runtime} runs a network here that is in integers from end to end; end the recipe with "
-                "static-int8"
-            )
+        chosen = fitting(as_recipe(recipe), runtime)
         result = run_recipe(
-            model,
-            task,
-            chosen,
-            seed=seed,
-            budget=budget,
-            cache=cache,
-            names=names,
-            runtime=runtime,
+            model, task, chosen, seed=seed, budget=budget, cache=cache, names=names, runtime=runtime
         )
     elif budget is not None and runtime != "onnxruntime":
         raise RecipeError(
@@ -76,6 +64,20 @@ def compress(
     else:
         raise RecipeError("compress needs a recipe, or a budget for which one is searched")
     return result.written_by(write_report)
+
+
+def fitting(recipe: Recipe, runtime: str) -> Recipe:
+    """The recipe, if its result can run there.
+
+    Raises:
+        RecipeError: floats are left, and the runtime takes none.
+    """
+    if runtime in THROUGHOUT and not any(step.fixes_ranges for step in recipe.steps):
+        raise RecipeError(
+            f"{runtime} runs a network here that is in integers from end to end; end the recipe with "
+            "static-int8"
+        )
+    return recipe
 
 
 def within(
