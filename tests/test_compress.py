@@ -240,7 +240,7 @@ def test_what_can_not_work_is_refused_first(tmp_path: Path) -> None:
     for network, data, error, message in cases:
         with pytest.raises(error, match=message):
             run_recipe(network, data, Recipe((Finetune(),)), cache=tmp_path / "stages")
-        assert not list((tmp_path / "stages").iterdir())
+        assert not (tmp_path / "stages").exists()
     with pytest.raises(RecipeError, match="compress needs a recipe, or a budget"):
         compress(model, task)
     with pytest.raises(TaskError, match="test"):

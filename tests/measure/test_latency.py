@@ -104,11 +104,11 @@ def test_networks_run_in_eval_mode_without_gradients_and_threads_are_restored() 
 
 
 def test_no_candidate_or_round_is_an_error() -> None:
-    with pytest.raises(ValueError, match="0 and 5"):
+    with pytest.raises(ValueError, match="0, 5 and 1"):
         latency({}, X, rounds=5)
-    with pytest.raises(ValueError, match="1 and 0"):
+    with pytest.raises(ValueError, match="1, 0 and 1"):
         latency({"a": nn.Identity()}, X, rounds=0)
-    with pytest.raises(ValueError, match="at least one turn; it got 0"):
+    with pytest.raises(ValueError, match="1, 30 and 0"):
         latency_in_turns({"a": nn.Identity}, X, turns=0)
 
 
