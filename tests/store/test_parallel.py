@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes read what one reads, find the same damage, and share the work evenly."""
+"""Several workers read what one reads, find the same damage, and share the work evenly."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rarefy.errors import FileError
+from rarefy.store import compiled
 from rarefy.store.parallel import read_parallel, shares
 from rarefy.store.rfy import read, write
 
@@ -24,7 +27,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_processes_read_what_one_reads(path: Path) -> None:
+@pytest.fixture(params=["processes", "threads"])
+def workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads are taken where the loops are compiled."""
+    enough = compiled.WORTH if request.param == "threads" else -(1 << 60)
+    with mock.patch.object(compiled, "_read", enough):
+        yield
+
+
+@pytest.mark.usefixtures("workers")
+def test_workers_read_what_one_reads(path: Path) -> None:
     with read(path) as archive:
         alone = dict(archive)
     for least in (0, 1 << 24):
@@ -38,7 +50,8 @@ def test_processes_read_what_one_reads(path: Path) -> None:
         read_parallel(path, ["t9"])
 
 
-def test_damage_that_a_process_finds_is_told_in_one_sentence(path: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("workers")
+def test_damage_that_a_worker_finds_is_told_in_one_sentence(path: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"absent\.rfy can't be opened"):
         read_parallel(tmp_path / "absent.rfy")
     data = bytearray(path.read_bytes())

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tensors of a `.rfy` file decoded by several processes, each of which opens the file itself.
+"""All tensors of a `.rfy` file decoded by several workers, each of which opens the file itself.
 
-Processes, not threads: the entropy decoder holds Python's lock while it runs.
+Workers are threads where the decoder's loops are compiled, which run without Python's lock. The decoder
+of `constriction` holds it, so without them workers are processes.
 """
 
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from rarefy.store.compiled import loops
 from rarefy.store.rfy import read
 
 LEAST = 1 << 24
@@ -31,11 +33,11 @@ def read_parallel(
     Args:
         path: a `.rfy` file; it is checked whole once.
         names: which tensors; all if not given.
-        workers: processes; as many as the machine has processors if not given.
-        least: decoded bytes from which on processes are started.
+        workers: threads or processes; as many as the machine has processors if not given.
+        least: decoded bytes from which on they are started.
 
     Raises:
-        FileError: as `rfy.read`, whichever process finds it.
+        FileError: as `rfy.read`, whichever worker finds it.
         KeyError: a name that the file does not have.
 
     Examples:
@@ -48,12 +50,17 @@ def read_parallel(
         parts = shares(chosen, workers or os.cpu_count() or 1)
         if len(parts) < 2 or sum(chosen.values()) < least:
             return {name: archive[name] for name in wanted}
-    context = get_context("spawn")
-    with ProcessPoolExecutor(len(parts), mp_context=context) as pool:
+    with _workers(len(parts), os.path.getsize(path)) as pool:
         found: dict[str, NDArray[Any]] = {}
         for part in pool.map(_decoded, [Path(path)] * len(parts), parts):
             found |= part
     return {name: found[name] for name in wanted}
+
+
+def _workers(count: int, size: int) -> Executor:
+    if loops(size) is not None:
+        return ThreadPoolExecutor(count)
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
 
 def shares(sizes: Mapping[str, int], workers: int) -> list[list[str]]:
