@@ -85,7 +85,9 @@ def _noise(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float)
 
 def _noise_of_sample(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float) -> bool:
     """Whether a sample of a long tensor already shows what `_noise` asks; False for a short one."""
-    sample = pattern[:: max(pattern.size // (_SAMPLE if share < 0.99 else 8 * _SAMPLE), 1)]
+    kept = _SAMPLE if share < 0.99 else 8 * _SAMPLE
+    stride = pattern.size // kept | 1  # odd, so that it meets all columns
+    sample = pattern[::stride]
     if 2 * sample.size > pattern.size:
         return False
     counts = histogram(_plane(sample, kind, rest, bits), 1 << bits)
