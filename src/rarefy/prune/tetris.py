@@ -133,13 +133,7 @@ def block_product(w: Array, tiling: Tiling, x: Array) -> Array:
         ValueError: rows or columns are no whole number of blocks.
     """
     sparse = Bsr.of(w[tiling.rows][:, tiling.columns], tiling.block)
-    height, width = tiling.block
-    parts = x[tiling.columns].reshape(-1, width, x.shape[1])
-    out = np.zeros((w.shape[0], x.shape[1]))
-    for row in range(len(sparse.starts) - 1):
-        part = slice(sparse.starts[row], sparse.starts[row + 1])
-        place = slice(row * height, (row + 1) * height)
-        out[place] = np.einsum("bhw,bwk->hk", sparse.values[part], parts[sparse.columns[part]])
+    out = sparse.matmul(x[tiling.columns])
     back = np.empty_like(out)
     back[tiling.rows] = out
     return back

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.store.relative import RelativeIndex, relative_index
+from rarefy.store.sparse_products import product
 
 Matrix = NDArray[Any]
 Indices = NDArray[np.int32]
@@ -83,12 +84,7 @@ class Csr(SparseMatrix):
 
     def matmul(self, right: Matrix) -> Matrix:
         """This matrix times `right` of shape (columns, k): sums of rows of `right`."""
-        products = self.values[:, None] * right[self.columns]
-        out = np.zeros((self.shape[0], right.shape[1]), dtype=products.dtype)
-        filled = np.flatnonzero(np.diff(self.starts))
-        if filled.size:
-            out[filled] = np.add.reduceat(products, self.starts[filled], axis=0)
-        return out
+        return product(self.values.reshape(-1, 1, 1), self.columns, self.starts, right)
 
 
 @dataclass(frozen=True)
@@ -145,6 +141,10 @@ class Bsr(SparseMatrix):
         out = np.zeros((rows, columns, height, width), dtype=self.values.dtype)
         out[np.repeat(np.arange(rows), np.diff(self.starts)), self.columns] = self.values
         return out.transpose(0, 2, 1, 3).reshape(self.shape)
+
+    def matmul(self, right: Matrix) -> Matrix:
+        """This matrix times `right` of shape (columns, k): a small dense product for each block."""
+        return product(self.values, self.columns, self.starts, right)
 
 
 @dataclass(frozen=True)
