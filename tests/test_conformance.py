@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "quantization-aware-training": {"bits": 4, "epochs": 1},
     "entropy-penalty": {"epochs": 1, "bits": 4},
     "rate-distortion": {"bits": 3.0, "examples": 128},
+    "auto-rate-distortion": {"loss": 0.05, "examples": 128},
     "equalise": {},
     "data-free-int8": {},
     "soft-weight-sharing": {"epochs": 1},

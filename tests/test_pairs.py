@@ -50,6 +50,7 @@ STEPS: dict[str, dict[str, object]] = {
     "distill-without-data": {"epochs": 1, "examples": 32, "batch": 32, "steps": 3},
     "entropy-penalty": {"epochs": 1},
     "rate-distortion": {"examples": 64},
+    "auto-rate-distortion": {"examples": 64, "loss": 1.0},
     "equalise": {},
     "data-free-int8": {},
     "soft-weight-sharing": {"epochs": 1},
@@ -68,53 +69,54 @@ STEPS: dict[str, dict[str, object]] = {
 # Columns: the second step, in the order of the rows, two letters one above the other. "x": may follow; ".":
 # refused.
 TABLE = """
-                            ppfrdsvhfiahfctlmsdplseppqmdderedsrsssctbpdwg
-                            wctniwqwp88pzhhcnnnldpeftalgwpdq8wcqolfeyi8oq
-prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
-prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
-finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-share-weights               ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-vector-quantization         ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-hash-weights                ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-fixed-point                 ...x.........................................
-static-int8                 ...x.........................................
-auto-int8                   ...x.........................................
-half-precision              .............................................
-factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-quantization-aware-training ...x.........................................
-mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-rate-distortion             ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-data-free-int8              ...x.........................................
-soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-reconstruct                 ...x.........................................
-smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-single-level                ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
-bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx...x.x.......xxx
-prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx..xx.xx...x.xxxx
-dynamic-int8                ...x.........................................
-weight-only                 ...x.........................................
-gptq                        ...x.........................................
+                            ppfrdsvhfiahfctlmsdplseppqmdderaedsrsssctbpdwg
+                            wctniwqwp88pzhhcnnnldpeftalgwpdrq8wcqolfeyi8oq
+prune-weights               xxxxxxx.xxxx.x.....xxxxx.xxxx...xx.xx...x.xxxx
+prune-connections           xxxxxxx.xxxx.x.....xxxxx.xxxx...xx.xx...x.xxxx
+finetune                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+reestimate-norms            xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill                     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+share-weights               ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+vector-quantization         ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+hash-weights                ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+fixed-point                 ...x..........................................
+static-int8                 ...x..........................................
+auto-int8                   ...x..........................................
+half-precision              ..............................................
+factorize                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+thinet                      xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+lasso-channels              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+merge-neurons               xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+similar-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+diverse-neurons             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-layers                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+layer-drop                  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+sparsify                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+eagle-eye                   xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+preserve-features           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+prune-transformer           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+quantization-aware-training ...x..........................................
+mutual-learning             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-generator           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+distill-without-data        xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+entropy-penalty             ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+rate-distortion             ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+auto-rate-distortion        ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+equalise                    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+data-free-int8              ...x..........................................
+soft-weight-sharing         ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+reconstruct                 ...x..........................................
+smooth-quant                xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+split-outliers              xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+single-level                ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+coreset-filters             xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+tetris                      xxxxxxx.xxxx.x.....xxxxx.xxxx...xx.xx...x.xxxx
+bayesian-compression        ..xxxxx.xxxx.......xx..x..xxx....x.x.......xxx
+prune-by-inputs             xxxxxxx.xxxx.x.....xxxxx.xxxx...xx.xx...x.xxxx
+dynamic-int8                ...x..........................................
+weight-only                 ...x..........................................
+gptq                        ...x..........................................
 """
 ALLOWED = {
     (line.split()[0], second): mark == "x"

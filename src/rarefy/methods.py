@@ -159,6 +159,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "rarefy.quantize.rate_distortion:RateDistortion",
         "round weights so that bits and harm together are least, one slope for all layers, no training",
     ),
+    "auto-rate-distortion": (
+        "rarefy.quantize.auto_rate_distortion:AutoRateDistortion",
+        "rate-distortion rounding in as few bits as a bound on the loss allows",
+    ),
     "soft-weight-sharing": (
         "rarefy.quantize.soft_weight_sharing:SoftWeightSharing",
         "weights gather around the means of a learned mixture of normals (Ullrich et al. 2017)",

@@ -18,7 +18,8 @@ from rarefy.quantize.priced_rounding import (
     row_scales,
     step_for,
 )
-from rarefy.quantize.rate_distortion import RateDistortion, stored_bits
+from rarefy.quantize.rate_distortion import RateDistortion
+from rarefy.quantize.rounded_layers import stored_bits
 from rarefy.quantize.row_gains import gradient_energy, grouped
 from rarefy.select import select
 from rarefy.step import Context

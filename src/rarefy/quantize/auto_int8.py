@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import nn
 
 from rarefy.errors import ModelError
-from rarefy.measure.quality import batches_of, evaluate
 from rarefy.quantize.damage import Damage, output_damage
+from rarefy.quantize.judged import loss_against
 from rarefy.quantize.static_int8 import TRIED, StaticInt8
 from rarefy.step import Context
 
@@ -42,7 +42,7 @@ class AutoInt8(StaticInt8):
         Raises:
             ModelError: even with a single layer in integers too much is lost.
         """
-        lose = self.judge(model, context)
+        lose = loss_against(model, context, self.examples)
         plain, record = StaticInt8(**self.common()), dict[str, Any]()
 
         def rounded(layers: list[str]) -> tuple[nn.Module, float]:
@@ -116,20 +116,6 @@ class AutoInt8(StaticInt8):
         sites = [site for site in how.readers if site.rpartition(":")[0] in how.holding]
         found = output_damage(model, self.few(context, TRIED)[0], how, sites)
         return found, [prepared.bound(damage.site) for damage in found]
-
-    def judge(self, model: nn.Module, context: Context) -> Callable[[nn.Module], float]:
-        """What a network loses against this one, on validation labels or by its answers."""
-        before, task = copy.deepcopy(model).eval(), context.task
-        if task.labelled and task.validation is not None:
-            reached = evaluate(before, task, "validation", label="judge").value
-            return lambda found: task.metric.drop(
-                reached, evaluate(found, task, "validation", label="judge").value
-            )
-        batches = [(x, None) for x in batches_of(task, "calibration", self.examples)]
-        answers = replace(task, labelled=False, calibration=batches)
-        return lambda found: (
-            1 - evaluate(found, answers, "calibration", reference=before, label="judge").value
-        )
 
     def excluded(self) -> tuple[Any, ...]:
         """The layers that were to stay float from the start."""

@@ -30,6 +30,7 @@ from rarefy.quantize.priced_rounding import (
     tried_codes,
 )
 from rarefy.quantize.priced_tables import round_table, table_harm, table_rate
+from rarefy.quantize.rounded_layers import Begun, Copies, Rounded, bias_of, stored_bits
 from rarefy.quantize.row_gains import as_rows, gradient_energy, grouped, moments_of, row_gains
 from rarefy.quantize.slopes import (
     Rate,
@@ -42,7 +43,6 @@ from rarefy.quantize.tied import clothe, clothe_one, finite_weight, holders
 from rarefy.quantize.trellis_rounding import FINER, trellis_codes
 from rarefy.select import Layer, is_embedding, select
 from rarefy.step import Context, Count, OpenFraction, Patterns, Step
-from rarefy.store.coding import encode_tensor
 from rarefy.task import move
 
 ROWS = 96  # of a layer, on which they are tried
@@ -87,6 +87,13 @@ class RateDistortion(Step):
     @torch.no_grad()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Finds the slope that meets the rate, and rounds layer by layer."""
+        begun = self.begun(model, context)
+        if begun is not None:
+            self.dress(model, begun, self.rounded(model, begun, self.bits), context)
+        return model
+
+    def begun(self, model: nn.Module, context: Context) -> Begun | None:
+        """What rounding at any rate needs; None where nothing is to be rounded."""
         model.eval()
         if self.fold:
             fold_batch_norms(model, move(context.task.example, context.device))
@@ -95,7 +102,7 @@ class RateDistortion(Step):
         layers = [x for x in chosen if kind_of(x.module)]
         tables = [x for x in chosen if is_embedding(x.module)]
         if not layers and not tables:
-            return model
+            return None
         batches = [*batches_of(context.task, "calibration", self.examples)]
         few = batches_of(context.task, "calibration", min(self.examples, DIRECTIONS))
         with torch.enable_grad():
@@ -105,29 +112,28 @@ class RateDistortion(Step):
             visit.layer.name: self.rate(visit, energy[visit.layer.name])
             for visit in walk(model, batches, layers)
         }
-        target = self.bits * sum(rate.weights for rate in rates.values())
+        return Begun(layers, tables, batches, energy, rates, Copies([*layers, *tables]))
+
+    def rounded(self, model: nn.Module, begun: Begun, bits: float) -> Rounded:
+        """Rounds the weights in place, to so many bits a weight on average."""
+        energy, rates = begun.energy, begun.rates
+        target = bits * sum(rate.weights for rate in rates.values())
         slope = slope_for(rates, target)
-        originals = {x: (x.stored.detach().clone(), bias_of(x)) for x in (*layers, *tables)}
         for left in reversed(range(ROUNDS)):
-            grids = {x.name: put_table(x, energy[x.name], 2.0**slope) for x in tables}
+            grids = {x.name: put_table(x, energy[x.name], 2.0**slope) for x in begun.tables}
             grids |= {
                 visit.layer.name: self.round(visit, energy[visit.layer.name], 2.0**slope)
-                for visit in walk(model, batches, layers)
+                for visit in walk(model, begun.batches, begun.layers)
             }
-            stored = {x.name: stored_bits(x) for x in originals if x.name in grids}
+            stored = {x.name: stored_bits(x) for x in begun.all() if x.name in grids}
             spent = sum(stored.values())
             if abs(spent - target) <= SLACK * target or not left:
                 break
-            for name, bits in stored.items():
-                rates[name].correct(slope, bits)
+            for name, taken in stored.items():
+                rates[name].correct(slope, taken)
             slope = slope_for(rates, target)
-            for layer, (weight, bias) in originals.items():
-                layer.stored.copy_(weight)
-                if bias is not None:
-                    layer.module.bias.copy_(bias)  # type: ignore[operator]
-        self.dress(model, [*originals], grids)
-        context.record.update(slope=slope, bits=spent, steps={n: g[0] for n, g in grids.items()})
-        return model
+            begun.originals.restore()
+        return Rounded(slope, spent, grids)
 
     def rate(self, visit: Visit, energy: Tensor) -> Rate:
         """The bits that a sample of a layer's rows takes at several slopes."""
@@ -176,16 +182,17 @@ class RateDistortion(Step):
         visit.layer.module.bias.copy_((bias / fine).round() * fine + 0.0)  # type: ignore[operator]
         return exponent, second
 
-    def dress(
-        self, model: nn.Module, layers: list[Layer], grids: dict[str, tuple[float, float]]
-    ) -> None:
+    def dress(self, model: nn.Module, begun: Begun, rounded: Rounded, context: Context) -> None:
         """Puts the grids on, so that the weights stay what they are whatever follows."""
-        for shared in holders(model, [x for x in layers if x.name in grids]):
+        grids = rounded.grids
+        for shared in holders(model, [x for x in begun.all() if x.name in grids]):
             layer, (exponent, second) = shared[0], grids[shared[0].name]
             clothe(shared, layer.weight.detach(), LearnedGrid(exponent, FINEST))
             if bias_of(layer) is not None:
                 bias = layer.module.bias.detach()  # type: ignore[operator]
                 clothe_one(layer.module, "bias", bias, LearnedGrid(second, LARGEST))
+        steps = {name: exponents[0] for name, exponents in grids.items()}
+        context.record.update(slope=rounded.slope, bits=rounded.bits, steps=steps)
 
 
 def put_table(layer: Layer, energy: Tensor, slope: float) -> tuple[float, float]:
@@ -223,15 +230,3 @@ def coded_along(W: Tensor, sweep: Sweep, step: float, slope: float) -> Tensor:
         bits = prices_of(indices).to(W.device)
         codes, indices = trellis_codes(W, sweep, step, slope, bits)
     return codes
-
-
-def stored_bits(layer: Layer) -> float:
-    """What the weight coder takes for a layer's weight and bias, in bits."""
-    tensors = [layer.weight.detach(), bias_of(layer)]
-    return 8.0 * sum(len(encode_tensor(t.cpu().numpy())) for t in tensors if t is not None)
-
-
-def bias_of(layer: Layer) -> Tensor | None:
-    """A copy of a layer's bias, if it has one that is a plain parameter."""
-    bias = layer.module._parameters.get("bias")
-    return None if bias is None else bias.detach().clone()
