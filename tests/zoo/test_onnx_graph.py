@@ -121,6 +121,42 @@ def test_steps_work_on_it(step: Step, source: Path) -> None:
     assert held < 0.75 * sum(p.nbytes for p in original.parameters())
 
 
+class Upsampling(nn.Module):
+    """ReLU6 and its bound as a summand, a border of ones, and an image made twice as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.first(nn.functional.pad(x, (1, 1, 1, 1), value=1.0))) + 6.0
+        x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.last(torch.clamp(x, 0.5, 7.0))
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "older"])
+@pytest.mark.parametrize("step", [StaticInt8(examples=8), None], ids=["int8", "as it is"])
+@pytest.mark.parametrize(
+    "build", [Upsampling, lambda: torchvision("mobilenet_v2")], ids=["upsampling", "mobilenet_v2"]
+)
+def test_bounds_borders_and_scales_are_exported_again(
+    build: Any, step: Step | None, ours: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(2, 3, 32, 32)
+    path = tmp_path / "net.onnx"
+    if ours:
+        save_onnx(export_onnx(model, x), path)
+    else:
+        exported(model, x, path)
+    found = load_model(str(path))
+    assert torch.allclose(found(x), model(x), rtol=1e-3, atol=1e-3)
+    task = Task("images", x, calibration=[x], validation=[x], labelled=False)
+    if step is not None:
+        found, _ = apply_step(step, found, Context(task, model, torch.device("cpu")))
+    assert check_parity(found, export_onnx(found, x), [x]).passed
+
+
 def test_an_archive_is_as_good_as_the_file(source: Path, tmp_path: Path) -> None:
     pack(source, tmp_path / "model.rfy")
     first, second = load_model(str(source)), load_model(str(tmp_path / "model.rfy"))

@@ -126,3 +126,14 @@ def test_an_operator(operator: str, given: list[Any], how: dict[str, Any], tmp_p
         ours = load_model(str(path))(torch.from_numpy(given[0]))
     assert ours.shape == theirs.shape
     assert np.allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("operator", "given", "how"), CASES)
+def test_an_operator_can_be_traced(
+    operator: str, given: list[Any], how: dict[str, Any], tmp_path: Path
+) -> None:
+    network = load_model(str(write(tmp_path / "one.onnx", operator, given, how)))
+    x = torch.from_numpy(given[0])
+    with torch.no_grad():
+        traced = torch.export.export(network, (x,)).module()
+        assert torch.equal(traced(x), network(x))

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
+from rarefy.zoo.onnx_constants import as_size, numbered
 from rarefy.zoo.onnx_layers import LAYERS, Made, Prepare
 from rarefy.zoo.onnx_operators import OPERATORS
 from rarefy.zoo.onnx_shapes import INTEGERS, is_size, on_sizes, sizes_of, tensor_of
 from rarefy.zoo.onnx_source import Source, Work
 
-SMALL = 64  # integers up to which a constant counts as sizes
 HELD = "constants"
 
 
@@ -122,6 +122,7 @@ def build(source: Source) -> nn.Module:
         if made is None and work.operator not in OPERATORS:
             raise source.refusal(work)
         path = place(network, path_of(work, source), made.module) if made else ""
+        work = work if made else numbered(work, constants)
         stages.append(
             Stage(work, path, made.prepare if made else None, made.finish if made else None)
         )
@@ -170,15 +171,6 @@ def fold(work: Work, known: list[Any], constants: dict[str, Any]) -> None:
     result = operate(work, sizes)
     results = several(result, work)
     constants.update({n: v for n, v in zip(work.outputs, results, strict=False) if n})
-
-
-def as_size(value: Any) -> Any:
-    """Few integers as plain numbers."""
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype.itemsize == 1:
-        return value
-    if value.dim() > 1 or value.numel() > SMALL:
-        return value
-    return tuple(value.tolist()) if value.dim() else value.item()
 
 
 def needed(stage: Stage) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ INTEGERS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def is_size(value: Any) -> bool:
-    """Whether a value is one integer or a tuple of them."""
+    """Whether a value is one number or a tuple of them."""
     return value is not None and not isinstance(value, Tensor)
 
 
@@ -71,8 +71,9 @@ def shape(how: Attributes, x: Tensor) -> Any:
 def reshape(how: Attributes, x: Any, sizes: Any) -> Any:
     """Reshape; a 0 copies a size."""
     wanted = sizes_of(sizes)
-    if is_size(x):
-        return x if wanted else sizes_of(x)[0]
+    if is_size(x) and len(wanted) < 2:
+        return sizes_of(x) if wanted else sizes_of(x)[0]
+    x = tensor_of(x)
     zero = how.get("allowzero", 0)
     return x.reshape([x.shape[i] if not n and not zero else n for i, n in enumerate(wanted)])
 
