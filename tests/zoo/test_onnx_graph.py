@@ -252,6 +252,18 @@ def test_what_can_not_be_read_is_told_in_a_sentence(tmp_path: Path) -> None:
         onnx.save(graph([node], {}), path)
         with pytest.raises(ModelError, match=sentence):
             load_model(str(path))
+    of_constants = [
+        helper.make_node("Hardmax", ["k"], ["h"], name="odd"),
+        helper.make_node("Add", ["x", "h"], ["y"]),
+    ]
+    onnx.save(graph(of_constants, {"k": np.ones((2, 4), np.float32)}), path)
+    with pytest.raises(ModelError, match=r"uses the operator Hardmax \(1 times"):
+        load_model(str(path))
+    largest = helper.make_node("ScatterND", ["x", "at", "new"], ["y"], reduction="max")
+    held = {"at": np.zeros((1, 2), np.int64), "new": np.ones(1, np.float32)}
+    onnx.save(graph([largest], held), path)
+    with pytest.raises(ModelError, match=r"uses the operator ScatterND \(1 times"):
+        load_model(str(path))
     codes = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
     onnx.save(graph([codes], {"s": np.ones((), np.float32), "z": np.zeros((), np.uint8)}), path)
     with pytest.raises(ModelError, match="is quantised already .* give the float file"):

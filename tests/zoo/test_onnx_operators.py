@@ -61,6 +61,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Gather", [X, np.int64(-1)], {"axis": 2}),
     ("GatherElements", [X, ints([[1]], [[0]], [[1]])], {"axis": 1}),
     ("GatherND", [X, ints([0, 1], [2, 3])], {}),
+    ("ScatterND", [X, ints([0, 1], [2, -1]), floats(2, 5)], {}),
+    ("ScatterND", [X, ints([[0, 1, 2]], [[0, 1, 2]]), floats(2, 1)], {"reduction": "add"}),
     ("Expand", [X, ints(2, 1, 4, 1)], {}),
     ("Tile", [X, ints(1, 2, 1)], {}),
     ("Trilu", [X], {"upper": 0}),

@@ -115,12 +115,13 @@ def build(source: Source) -> nn.Module:
     stages: list[Stage] = []
     for work in source.works:
         known = [constants.get(name) if name else None for name in work.inputs]
-        if all(v is not None or not n for v, n in zip(known, work.inputs, strict=True)):
+        constant = all(v is not None or not n for v, n in zip(known, work.inputs, strict=True))
+        made = None if constant else layer_of(work, known, source)
+        if made is None and not is_known(work):
+            raise source.refusal(work)
+        if constant:
             fold(work, known, constants)
             continue
-        made = layer_of(work, known, source)
-        if made is None and work.operator not in OPERATORS:
-            raise source.refusal(work)
         path = place(network, path_of(work, source), made.module) if made else ""
         work = work if made else numbered(work, constants)
         stages.append(
@@ -163,6 +164,11 @@ def layer_of(work: Work, known: list[Any], source: Source) -> Made | None:
         return None  # its bias is computed
     weights = [v if isinstance(v, Tensor) else None for v in known]
     return maker(work.how, weights, source.ranks.get(work.inputs[0], 4))
+
+
+def is_known(work: Work) -> bool:
+    """Whether a node without weights can be computed."""
+    return work.operator in OPERATORS and work.how.get("reduction", "none") in ("none", "add")
 
 
 def fold(work: Work, known: list[Any], constants: dict[str, Any]) -> None:

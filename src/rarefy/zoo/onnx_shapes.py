@@ -63,9 +63,10 @@ def axes_of(how: Attributes, given: Any, default: Any = None) -> Any:
     return tuple(how["axes"]) if "axes" in how else default
 
 
-def shape(how: Attributes, x: Tensor) -> Any:
+def shape(how: Attributes, x: Any) -> Any:
     """Shape."""
-    return tuple(x.shape)[how.get("start", 0) : how.get("end")]
+    found = x.shape if isinstance(x, Tensor) else (len(x),) if isinstance(x, tuple) else ()
+    return tuple(found)[how.get("start", 0) : how.get("end")]
 
 
 def reshape(how: Attributes, x: Any, sizes: Any) -> Any:
@@ -233,6 +234,9 @@ SHAPES: dict[str, Operator] = {
     "Gather": gather,
     "GatherElements": lambda how, x, at: torch.gather(x, how.get("axis", 0), tensor_of(at)),
     "GatherND": lambda how, x, at: x[tuple(tensor_of(at).unbind(-1))],
+    "ScatterND": lambda how, x, at, new: tensor_of(x).index_put(
+        tuple(tensor_of(at).unbind(-1)), tensor_of(new), how.get("reduction") == "add"
+    ),
     "Trilu": lambda how, x, k=0: (torch.triu if how.get("upper", 1) else torch.tril)(x, int(k)),
     "Expand": expand,
     "Tile": lambda how, x, times: x.repeat(*sizes_of(times)),
