@@ -238,6 +238,25 @@ def test_one_weight_for_two_layers_and_sizes_from_the_input(tmp_path: Path) -> N
     assert program.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+def test_a_product_without_a_weight_keeps_its_bias(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["t", "x"], ["p"]),  # of two computed matrices
+        helper.make_node("Add", ["p", "b"], ["q"]),
+        helper.make_node("MatMul", ["m", "n"], ["r"]),  # of two stored ones
+        helper.make_node("Add", ["b", "r"], ["s"]),
+        helper.make_node("Mul", ["q", "s"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    held = {n: rng.normal(size=(4, 4)).astype(np.float32) for n in "mn"}
+    held["b"] = rng.normal(size=4).astype(np.float32)
+    onnx.save(graph(nodes, held), tmp_path / "m.onnx")
+    x = torch.randn(2, 4)
+    found = load_model(str(tmp_path / "m.onnx"))(x)
+    m, n, b = (torch.from_numpy(held[name]) for name in "mnb")
+    assert torch.allclose(found, (x.T @ x + b) * (m @ n + b), atol=1e-5)
+
+
 def test_what_can_not_be_read_is_told_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     cases = {

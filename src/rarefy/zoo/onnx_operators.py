@@ -161,10 +161,11 @@ def norm_of_layer(how: Attributes, x: Tensor, weight: Tensor, bias: Any = None) 
 
 
 def gemm(how: Attributes, a: Tensor, b: Tensor, c: Any = None) -> Tensor:
-    """Gemm whose matrices are both computed."""
+    """Gemm or MatMul whose matrices are both computed."""
     a, b = (x.mT if how.get(n) else x for x, n in ((a, "transA"), (b, "transB")))
-    y = how.get("alpha", 1.0) * (a @ b)
-    return y if c is None else y + how.get("beta", 1.0) * c
+    alpha, beta = how.get("alpha", 1.0), how.get("beta", 1.0)
+    y = a @ b if alpha == 1 else alpha * (a @ b)
+    return y if c is None else y + (c if beta == 1 else beta * c)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -183,7 +184,7 @@ OPERATORS: dict[str, Operator] = {
     "Mean": lambda how, *v: reduce(torch.add, v) / len(v),
     "Max": of_several(torch.maximum),
     "Min": of_several(torch.minimum),
-    "MatMul": of_several(torch.matmul),
+    "MatMul": gemm,  # it may have got a bias
     "Gemm": gemm,
     "Equal": of_several(torch.eq),
     "Greater": of_several(torch.gt),
