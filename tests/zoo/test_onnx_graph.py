@@ -134,6 +134,39 @@ class Upsampling(nn.Module):
         return self.last(torch.clamp(x, 0.5, 7.0))
 
 
+def vision_transformer() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def shifted_windows() -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlockV2
+
+    sizes = {"patch_size": [2, 2], "embed_dim": 16, "depths": [2], "num_heads": [2]}
+    return SwinTransformer(**sizes, window_size=[3, 3], num_classes=5, block=SwinTransformerBlockV2)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "older"])
+@pytest.mark.parametrize("build", [vision_transformer, shifted_windows])
+def test_sizes_that_follow_from_the_batch_are_exported_again(
+    build: Any, ours: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x, path = build().eval(), torch.randn(2, 3, 32, 32), tmp_path / "net.onnx"
+    if ours:
+        save_onnx(export_onnx(model, x), path)
+    else:
+        exported(model, x, path)
+    found, more = load_model(str(path)), torch.randn(5, 3, 32, 32)
+    assert torch.allclose(found(more), model(more), rtol=1e-3, atol=1e-4)
+    program = export_onnx(found, x)
+    assert program.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert check_parity(found, program, [x, more]).passed
+
+
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "older"])
 @pytest.mark.parametrize("step", [StaticInt8(examples=8), None], ids=["int8", "as it is"])
 @pytest.mark.parametrize(

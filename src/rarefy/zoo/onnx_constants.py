@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rarefy.zoo.onnx_sizes import MOST
 from rarefy.zoo.onnx_source import Work
 
-SMALL = 64  # integers up to which a constant counts as sizes
 NUMBERS = {"Clip": (1, 2), "Pad": (2,), "Resize": (2,)}  # inputs that can't be tensors when traced
 
 
@@ -15,7 +15,7 @@ def as_size(value: Any) -> Any:
     """Few integers as plain numbers."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype.itemsize == 1:
         return value
-    if value.dim() > 1 or value.numel() > SMALL:
+    if value.dim() > 1 or value.numel() > MOST:
         return value
     return as_number(value)
 

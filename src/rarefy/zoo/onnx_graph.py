@@ -13,7 +13,7 @@ from rarefy.errors import ModelError
 from rarefy.zoo.onnx_constants import as_size, numbered
 from rarefy.zoo.onnx_layers import LAYERS, Made, Prepare
 from rarefy.zoo.onnx_operators import OPERATORS
-from rarefy.zoo.onnx_shapes import INTEGERS, is_size, on_sizes, sizes_of, tensor_of
+from rarefy.zoo.onnx_sizes import INTEGERS, is_size, on_sizes, sizes_of, tensor_of
 from rarefy.zoo.onnx_source import Source, Work
 
 HELD = "constants"

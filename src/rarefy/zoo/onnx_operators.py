@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rarefy.zoo.onnx_shapes import (
-    SHAPES,
-    Attributes,
-    Operator,
-    axes_of,
-    is_size,
-    sizes_of,
-    tensor_of,
-)
+from rarefy.zoo.onnx_shapes import SHAPES, Attributes, Operator, axes_of
+from rarefy.zoo.onnx_sizes import is_size, sizes_of, tensor_of
 
 NO_MATTER = {"SAME_UPPER", "SAME_LOWER"}
 

@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX operators that move values about or compute with sizes, as functions on tensors.
-
-A size is not a tensor here: what the file computes from the shapes of its inputs stays plain integers (a
-tuple, or one number), so that a network with open axes can be traced.
-"""
+"""ONNX operators that move values about or compute with sizes, as functions on tensors."""
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -14,46 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rarefy.zoo.onnx_sizes import MOST, is_size, matrix_of, sizes_of, tensor_of
+
 Attributes: TypeAlias = Mapping[str, Any]
 Operator: TypeAlias = Callable[..., Any]
-
-INTEGERS: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-    "Div": operator.floordiv,
-    "Mod": operator.mod,
-    "Max": max,
-    "Min": min,
-    "Equal": operator.eq,
-}
-
-
-def is_size(value: Any) -> bool:
-    """Whether a value is one number or a tuple of them."""
-    return value is not None and not isinstance(value, Tensor)
-
-
-def tensor_of(value: Any) -> Any:
-    """A value as a tensor."""
-    return torch.tensor(value) if is_size(value) else value
-
-
-def sizes_of(value: Any) -> tuple[Any, ...]:
-    """A value as integers."""
-    if isinstance(value, Tensor):
-        return tuple(value.reshape(-1).tolist())
-    return value if isinstance(value, tuple) else (value,)
-
-
-def on_sizes(name: str, values: list[Any]) -> Any:
-    """An operator between integers, entry by entry."""
-    do = INTEGERS[name]
-    if not any(isinstance(v, tuple) for v in values):
-        return do(*values)
-    length = max(len(v) for v in values if isinstance(v, tuple))
-    wide = [v * length if len(v) == 1 else v for v in map(sizes_of, values)]
-    return tuple(do(a, b) for a, b in zip(*wide, strict=True))
 
 
 def axes_of(how: Attributes, given: Any, default: Any = None) -> Any:
@@ -72,9 +31,9 @@ def shape(how: Attributes, x: Any) -> Any:
 def reshape(how: Attributes, x: Any, sizes: Any) -> Any:
     """Reshape; a 0 copies a size."""
     wanted = sizes_of(sizes)
-    if is_size(x) and len(wanted) < 2:
-        return sizes_of(x) if wanted else sizes_of(x)[0]
-    x = tensor_of(x)
+    if is_size(x):
+        found = sizes_of(x)
+        return matrix_of(found, wanted) if len(wanted) > 1 else found if wanted else found[0]
     zero = how.get("allowzero", 0)
     return x.reshape([x.shape[i] if not n and not zero else n for i, n in enumerate(wanted)])
 
@@ -87,9 +46,10 @@ def flatten(how: Attributes, x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
-def transpose(how: Attributes, x: Tensor) -> Tensor:
+def transpose(how: Attributes, x: Any) -> Any:
     """Transpose."""
-    return x.permute(list(how.get("perm", range(x.dim() - 1, -1, -1))))
+    order = list(how.get("perm", range(x.ndim - 1, -1, -1)))
+    return x.transpose(order) if is_size(x) else x.permute(order)
 
 
 def squeeze(how: Attributes, x: Any, axes: Any = None) -> Any:
@@ -131,8 +91,13 @@ def cut(how: Attributes, x: Any, *given: Any) -> Any:
     starts, ends = (sizes_of(v) for v in (given[:2] or (tuple(how["starts"]), tuple(how["ends"]))))
     axes = sizes_of(given[2]) if len(given) > 2 and given[2] is not None else how.get("axes")
     steps = sizes_of(given[3]) if len(given) > 3 and given[3] is not None else (1,) * len(starts)
+    if is_size(x) and isinstance(x, tuple):
+        return x[starts[0] : ends[0] : steps[0]]
     if is_size(x):
-        return sizes_of(x)[starts[0] : ends[0] : steps[0]]
+        at = [slice(None)] * x.ndim
+        for start, end, axis, step in zip(starts, ends, axes or range(x.ndim), steps, strict=False):
+            at[axis] = slice(start, end, step)
+        return x[tuple(at)]
     for start, end, axis, step in zip(starts, ends, axes or range(len(starts)), steps, strict=True):
         if step < 0:
             x = x.flip(axis)
@@ -192,6 +157,8 @@ def pad(
 def constant_of_shape(how: Attributes, sizes: Any) -> Any:
     """ConstantOfShape."""
     value = how["value"] if "value" in how else torch.zeros(1)
+    if value.dtype == torch.int64 and len(sizes_of(sizes)) == 1 and sizes_of(sizes)[0] <= MOST:
+        return (value.item(),) * sizes_of(sizes)[0]
     return torch.full(sizes_of(sizes), value.reshape(-1)[0].item(), dtype=value.dtype)
 
 
