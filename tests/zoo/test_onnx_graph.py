@@ -290,6 +290,26 @@ def test_a_product_without_a_weight_keeps_its_bias(tmp_path: Path) -> None:
     assert torch.allclose(found, (x.T @ x + b) * (m @ n + b), atol=1e-5)
 
 
+def test_infinity_in_a_mask_is_no_damage(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Less", ["x", "zero"], ["hidden"]),
+        helper.make_node("Where", ["hidden", "infinity", "x"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "w"], ["y"]),
+    ]
+    held = {
+        "zero": np.zeros((), np.float32),
+        "infinity": np.full(1, -np.inf, np.float32),
+        "w": np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32),
+    }
+    onnx.save(graph(nodes, held), tmp_path / "m.onnx")
+    network, x = load_model(str(tmp_path / "m.onnx")), torch.rand(6, 4) - 0.2
+    task = Task("rows", x[:2], calibration=[x], validation=[x], labelled=False)
+    context = Context(task, network, torch.device("cpu"))
+    found, _ = apply_step(DynamicInt8(), copy.deepcopy(network), context)
+    assert torch.allclose(found(x), network(x), atol=0.05)
+
+
 def test_what_can_not_be_read_is_told_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     cases = {

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rarefy.errors import ModelError
+from rarefy.loops.finite import all_finite
 from rarefy.zoo.onnx_constants import as_size, numbered
 from rarefy.zoo.onnx_layers import LAYERS, Made, Prepare
 from rarefy.zoo.onnx_operators import OPERATORS
@@ -207,7 +208,7 @@ def with_ends(stages: list[Stage], outputs: tuple[str, ...]) -> tuple[Stage, ...
 
 
 def hold(network: OnnxNetwork, name: str, value: Any) -> None:
-    """Keeps a constant: few integers as numbers, floats as parameters, others as buffers."""
+    """Keeps a constant: few integers as numbers, floats as parameters, others (masks too) as buffers."""
     value = as_size(value)
     if is_size(value):
         network.sizes[name] = sizes_of(value) if isinstance(value, tuple) else value
@@ -215,7 +216,7 @@ def hold(network: OnnxNetwork, name: str, value: Any) -> None:
     held, own = network.get_submodule(HELD), re.sub(r"\W", "_", name)
     while hasattr(held, own):
         own += "_"
-    if value.is_floating_point() and value.dim():
+    if value.is_floating_point() and value.dim() and all_finite(value):
         held.register_parameter(own, nn.Parameter(value.clone()))
     else:
         held.register_buffer(own, value.clone())
