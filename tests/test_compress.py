@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rarefy
@@ -212,6 +213,27 @@ class Fails(nn.Module):
         if self.error is not None:
             raise self.error
         return self.layer(x) / torch.zeros(())
+
+
+class Masked(nn.Module):
+    """Scores of which some are hidden by a buffer of minus infinity."""
+
+    def __init__(self, hidden: float) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.register_buffer("mask", torch.tensor([0.0, hidden, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.softmax(x + self.mask, dim=-1))
+
+
+def test_a_mask_may_be_infinite_but_not_nan() -> None:
+    x = torch.randn(4, 3)
+    task = Task("rows", x, calibration=[x], validation=[x], labelled=False)
+    result = run_recipe(Masked(-math.inf).eval(), task, Recipe((ShareWeights(bits=4, epochs=0),)))
+    assert result.measurements[-1]["metric"]["value"] == 1.0
+    with pytest.raises(ModelError, match="'mask' holds NaN or infinity"):
+        run_recipe(Masked(math.nan).eval(), task, Recipe((ShareWeights(bits=4, epochs=0),)))
 
 
 def test_what_can_not_work_is_refused_first(tmp_path: Path) -> None:

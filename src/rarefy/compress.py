@@ -19,7 +19,7 @@ from rarefy.errors import ModelError, described
 from rarefy.export.artefact import Artefact, write_program
 from rarefy.export.finished import baked_copy
 from rarefy.forms.shadow import bake
-from rarefy.loops.finite import all_finite
+from rarefy.loops.finite import all_finite, any_nan
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import Evidence, metric_facts
 from rarefy.measure.memory import give_back
@@ -134,11 +134,15 @@ def check(model: nn.Module, task: Task, recipe: Recipe) -> None:
         ModelError: weights that are not finite, or a forward that fails.
     """
     recipe.check(task)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not all_finite(tensor):
-            raise ModelError(
-                f"'{name}' holds NaN or infinity; give a network whose weights are finite"
-            )
+    floats = [(n, t) for n, t in model.named_parameters() if t.is_floating_point()]
+    wrong = [name for name, tensor in floats if not all_finite(tensor)]
+    wrong += [
+        name for name, tensor in model.named_buffers() if any_nan(tensor)
+    ]  # masks are infinite
+    if wrong:
+        raise ModelError(
+            f"'{wrong[0]}' holds NaN or infinity; give a network whose weights are finite"
+        )
     device = next((p.device for p in model.parameters()), None)
     if device is None:
         raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to compress")

@@ -16,3 +16,13 @@ def all_finite(tensor: Tensor) -> bool:
     """
     pieces = tensor.detach().flatten().split(PIECE)
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
+
+
+def any_nan(tensor: Tensor) -> bool:
+    """Whether a value of a tensor is NaN; infinity is none.
+
+    Examples:
+        >>> any_nan(torch.tensor([1.0, torch.inf])), any_nan(torch.tensor([torch.nan]))
+        (False, True)
+    """
+    return any(bool(torch.isnan(piece).any()) for piece in tensor.detach().flatten().split(PIECE))
