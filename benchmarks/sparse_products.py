@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from rarefy.store.eie import engine_of, multiply
 from rarefy.store.sparse import Bsr, Csr
-from rarefy.store.sparse_products import by_numpy
+from rarefy.store.sparse_products import Rows, by_numpy
 
 DENSITIES = (0.3, 0.1, 0.05, 0.02)
 COLUMNS = (1, 16, 128)
@@ -77,15 +77,16 @@ def measure(size: int, density: float, columns: int, rounds: int) -> Row:
     matrix, blocks = made(size, density, 1), made(size, density, BLOCK)
     right = np.random.default_rng(1).normal(size=(size, columns)).astype(np.float32)
     csr, bsr = Csr.of(matrix), Bsr.of(blocks, (BLOCK, BLOCK))
-    entries = csr.values.reshape(-1, 1, 1)
+    entries = Rows(csr.values.reshape(-1, 1, 1), csr.columns, csr.starts)
+    tiles = Rows(bsr.values, bsr.columns, bsr.starts)
     assert np.allclose(csr.matmul(right), matrix @ right, atol=1e-3)
     assert np.allclose(bsr.matmul(right), blocks @ right, atol=1e-3)
     candidates: dict[str, Callable[[], Any]] = {
         "dense": lambda: matrix @ right,
         "csr": lambda: csr.matmul(right),
         "bsr": lambda: bsr.matmul(right),
-        "csr_numpy": lambda: by_numpy(entries, csr.columns, csr.starts, right),
-        "bsr_numpy": lambda: by_numpy(bsr.values, bsr.columns, bsr.starts, right),
+        "csr_numpy": lambda: by_numpy(entries, right),
+        "bsr_numpy": lambda: by_numpy(tiles, right),
     }
     seconds = times(candidates, rounds)
     dense = seconds.pop("dense")

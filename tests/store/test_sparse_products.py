@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rarefy.store import sparse_products
 from rarefy.store.sparse import Bsr, Csr
-from rarefy.store.sparse_products import product
+from rarefy.store.sparse_products import Rows, product
 
 from .arrays import weights
 
@@ -53,13 +53,13 @@ def test_long_rows_are_done_in_pieces(k: int, library: bool) -> None:
 def test_blocks_outside_of_the_matrix_are_refused() -> None:
     values, right = np.ones((2, 1, 1), np.float32), np.ones((3, 1), np.float32)
     good = np.array([0, 2], np.int32), np.array([0, 1, 2], np.int32)
-    assert product(values, *good, right).tolist() == [[1], [1]]
+    assert product(Rows(values, *good), right).tolist() == [[1], [1]]
     for columns in ([0, 3], [-1, 2]):
         with pytest.raises(ValueError, match="of 3"):
-            product(values, np.array(columns, np.int32), good[1], right)
+            product(Rows(values, np.array(columns, np.int32), good[1]), right)
     for starts in ([0, 1], [0, 3, 2], [1, 1, 2]):
         with pytest.raises(ValueError, match="divide 2 blocks"):
-            product(values, good[0], np.array(starts, np.int32), right)
+            product(Rows(values, good[0], np.array(starts, np.int32)), right)
 
 
 def test_arrays_that_can_not_be_written_are_read() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.store.relative import RelativeIndex, relative_index
-from rarefy.store.sparse_products import product
+from rarefy.store.sparse_products import Rows, product
 
 Matrix = NDArray[Any]
 Indices = NDArray[np.int32]
@@ -84,7 +84,7 @@ class Csr(SparseMatrix):
 
     def matmul(self, right: Matrix) -> Matrix:
         """This matrix times `right` of shape (columns, k): sums of rows of `right`."""
-        return product(self.values.reshape(-1, 1, 1), self.columns, self.starts, right)
+        return product(Rows(self.values.reshape(-1, 1, 1), self.columns, self.starts), right)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Bsr(SparseMatrix):
 
     def matmul(self, right: Matrix) -> Matrix:
         """This matrix times `right` of shape (columns, k): a small dense product for each block."""
-        return product(self.values, self.columns, self.starts, right)
+        return product(Rows(self.values, self.columns, self.starts), right)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the processor's cache.
 """
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +16,36 @@ _PIECE = 1 << 18
 """Numbers in between that are held at once."""
 
 
-def product(
-    values: NDArray[Any],
-    columns: NDArray[np.int32],
-    starts: NDArray[np.int32],
-    right: NDArray[Any],
-) -> NDArray[Any]:
-    """A matrix in compressed rows, times `right`.
+class Rows(NamedTuple):
+    """A matrix in compressed rows of blocks.
 
-    Args:
+    Attributes:
         values: blocks, shape (blocks, height, width); single entries are blocks of one by one.
         columns: of the blocks, counted in blocks, shape (blocks,).
         starts: where each row of blocks begins, shape (block rows + 1,).
-        right: shape (columns, k).
+    """
+
+    values: NDArray[Any]
+    columns: NDArray[np.int32]
+    starts: NDArray[np.int32]
+
+
+def product(left: Rows, right: NDArray[Any]) -> NDArray[Any]:
+    """A matrix in compressed rows, times `right` of shape (columns, k).
 
     Raises:
         ValueError: a block stands outside of the matrix, or rows overlap.
     """
+    values, columns, starts = left
     last = int(columns.max(initial=-1))
     if columns.size and (int(columns.min()) < 0 or (last + 1) * values.shape[2] > right.shape[0]):
         raise ValueError(f"blocks reach column {last} of {right.shape[0] // values.shape[2]}")
     if starts[0] != 0 or starts[-1] != columns.size or (np.diff(starts) < 0).any():
         raise ValueError(f"rows don't divide {columns.size} blocks among themselves")
-    square = values.shape[1] == values.shape[2]
-    if (
-        square
-        and values.dtype == right.dtype
-        and values.dtype in (np.float32, np.float64)
-        and _mkl()
-    ):
-        return _by_library(values, columns, starts, right)
-    return by_numpy(values, columns, starts, right)
+    known = values.dtype == right.dtype and values.dtype in (np.float32, np.float64)
+    if known and values.shape[1] == values.shape[2] and _mkl():
+        return _by_library(left, right)
+    return by_numpy(left, right)
 
 
 def _mkl() -> bool:
@@ -55,39 +54,26 @@ def _mkl() -> bool:
     return torch.backends.mkl.is_available()
 
 
-def _by_library(
-    values: NDArray[Any],
-    columns: NDArray[np.int32],
-    starts: NDArray[np.int32],
-    right: NDArray[Any],
-) -> NDArray[Any]:
+def _by_library(left: Rows, right: NDArray[Any]) -> NDArray[Any]:
     import torch
-
-    unchecked: dict[str, Any] = {"check_invariants": False}  # `product` has seen to them
 
     def tensor(array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
-    side = values.shape[1]
-    shape = ((starts.size - 1) * side, right.shape[0])
+    side = left.values.shape[1]
+    values = left.values.reshape(-1) if side == 1 else left.values
+    make = torch.sparse_csr_tensor if side == 1 else torch.sparse_bsr_tensor
+    shape = ((left.starts.size - 1) * side, right.shape[0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse .* support is in beta")
-        if side == 1:
-            parts = tensor(starts), tensor(columns), tensor(values.reshape(-1))
-            left = torch.sparse_csr_tensor(*parts, shape, **unchecked)
-        else:
-            parts = tensor(starts), tensor(columns), tensor(values)
-            left = torch.sparse_bsr_tensor(*parts, shape, **unchecked)
-        return np.asarray((left @ tensor(right)).numpy())
+        parts = tensor(left.starts), tensor(left.columns), tensor(values)
+        found = make(*parts, shape, check_invariants=False)  # `product` has seen to them
+        return np.asarray((found @ tensor(right)).numpy())
 
 
-def by_numpy(
-    values: NDArray[Any],
-    columns: NDArray[np.int32],
-    starts: NDArray[np.int32],
-    right: NDArray[Any],
-) -> NDArray[Any]:
+def by_numpy(left: Rows, right: NDArray[Any]) -> NDArray[Any]:
     """`product` without the library."""
+    values, columns, starts = left
     _, height, width = values.shape
     rows, count = starts.size - 1, right.shape[1]
     parts = right.reshape(-1, width, count)
