@@ -227,13 +227,14 @@ class Masked(nn.Module):
         return self.fc(torch.softmax(x + self.mask, dim=-1))
 
 
-def test_a_mask_may_be_infinite_but_not_nan() -> None:
+def test_a_mask_may_hide_by_minus_infinity_alone() -> None:
     x = torch.randn(4, 3)
     task = Task("rows", x, calibration=[x], validation=[x], labelled=False)
     result = run_recipe(Masked(-math.inf).eval(), task, Recipe((ShareWeights(bits=4, epochs=0),)))
     assert result.measurements[-1]["metric"]["value"] == 1.0
-    with pytest.raises(ModelError, match="'mask' holds NaN or infinity"):
-        run_recipe(Masked(math.nan).eval(), task, Recipe((ShareWeights(bits=4, epochs=0),)))
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ModelError, match="'mask' holds NaN or infinity"):
+            run_recipe(Masked(wrong).eval(), task, Recipe((ShareWeights(bits=4, epochs=0),)))
 
 
 def test_what_can_not_work_is_refused_first(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rarefy.errors import ModelError, described
 from rarefy.export.artefact import Artefact, write_program
 from rarefy.export.finished import baked_copy
 from rarefy.forms.shadow import bake
-from rarefy.loops.finite import all_finite, any_nan
+from rarefy.loops.finite import all_finite, finite_or_hidden
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import Evidence, metric_facts
 from rarefy.measure.memory import give_back
@@ -134,11 +134,9 @@ def check(model: nn.Module, task: Task, recipe: Recipe) -> None:
         ModelError: weights that are not finite, or a forward that fails.
     """
     recipe.check(task)
-    floats = [(n, t) for n, t in model.named_parameters() if t.is_floating_point()]
-    wrong = [name for name, tensor in floats if not all_finite(tensor)]
-    wrong += [
-        name for name, tensor in model.named_buffers() if any_nan(tensor)
-    ]  # masks are infinite
+    wrong = [n for n, t in model.named_parameters() if t.is_floating_point() and not all_finite(t)]
+    buffers = [(n, t) for n, t in model.named_buffers() if t.is_floating_point()]
+    wrong += [name for name, tensor in buffers if not finite_or_hidden(tensor)]
     if wrong:
         raise ModelError(
             f"'{wrong[0]}' holds NaN or infinity; give a network whose weights are finite"

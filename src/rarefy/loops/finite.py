@@ -18,11 +18,12 @@ def all_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
-def any_nan(tensor: Tensor) -> bool:
-    """Whether a value of a tensor is NaN; infinity is none.
+def finite_or_hidden(tensor: Tensor) -> bool:
+    """Whether all values are numbers or minus infinity, by which masks hide entries.
 
     Examples:
-        >>> any_nan(torch.tensor([1.0, torch.inf])), any_nan(torch.tensor([torch.nan]))
-        (False, True)
+        >>> [finite_or_hidden(torch.tensor([1.0, x])) for x in (-torch.inf, torch.inf, torch.nan)]
+        [True, False, False]
     """
-    return any(bool(torch.isnan(piece).any()) for piece in tensor.detach().flatten().split(PIECE))
+    pieces = tensor.detach().flatten().split(PIECE)
+    return all(bool((piece < torch.inf).all()) for piece in pieces)
