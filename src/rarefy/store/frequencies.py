@@ -93,15 +93,12 @@ def counted(counts: NDArray[Any]) -> CountedTable:
     """
     best: CountedTable | None = None
     counts = np.asarray(counts, dtype=np.int64)
-    lengths, used = np.frexp(counts)[1].astype(np.int64), np.flatnonzero(counts)
-    weights = counts[used].astype(np.float64)
-    total = float(weights.sum())
+    lengths = np.frexp(counts)[1].astype(np.int64)
     for mantissa in _MANTISSAS:
         rounded = _rounded(counts, lengths, mantissa)
         frequencies = scaled(rounded_counts(rounded, mantissa))
         codes = smooth(rounded)
-        spent = total * np.log2(float(frequencies.sum())) - weights @ np.log2(frequencies[used])
-        bits = 3 + codes.bits + float(spent)
+        bits = 3 + codes.bits + information(counts, frequencies)
         if best is not None and bits >= best.bits:
             break  # precision beyond this costs more than it saves
         best = CountedTable(frequencies, bits, mantissa, codes)
