@@ -10,8 +10,8 @@ is counted. The cosine is that of logits or of sentence vectors before and after
 sentences that neither coder has seen. Each of the standard's files is compared with ours of the same
 cosine, between two of ours linear in log bytes over log(1 - cosine). Speeds are megabytes of float32 in a
 second of CPU on one thread, of the coders alone; the seconds of the rounding before stand beside them. Ours
-is read twice, without and with what numba compiles (``pip install "rarefy[fast]"``; loading that takes 0.2 to
-0.6 seconds, once a process, and is not counted). Ours rounds to a trellis, as the standard does; ``--grid``
+is read twice, without and with what numba compiles (``pip install "rarefy[fast]"``; loading that, once a
+process, is not counted). Ours rounds to a trellis, as the standard does; ``--grid``
 writes and reads faster.
 """
 

@@ -3,7 +3,7 @@
 
 Every loop does what other code of this package does with numpy or `constriction` at a third of the
 speed, to the same bit; it is plain Python over arrays. numba keeps what it compiled beside this file,
-or in the user's folder of caches, so only the first process on a machine waits some seconds for it.
+or in the user's folder of caches, so only the first process on a machine waits for the compiler.
 """
 
 from collections.abc import Callable
