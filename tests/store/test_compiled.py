@@ -3,7 +3,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -25,12 +24,6 @@ from rarefy.store.trellis import NEXT, integers_along
 
 LOOPS = compiled.load()
 assert LOOPS is not None, "numba is missing: install the extra `test`"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_read() -> Iterator[None]:
-    with mock.patch.object(compiled, "_read", 0):
-        yield
 
 
 def plain() -> Any:
