@@ -50,7 +50,7 @@ def code_lengths(counts: NDArray[Any], limit: int = LIMIT) -> NDArray[np.uint8]:
     order = used[np.argsort(counts[used], kind="stable")]
     weights = counts[order].astype(np.int64)
     merged, leaf_flags = weights, [np.ones(weights.size, dtype=bool)]
-    for _ in range(limit - 1):
+    for _ in range(min(limit, used.size - 1) - 1):  # no code of n words needs n bits
         pairs = merged[: merged.size // 2 * 2].reshape(-1, 2).sum(axis=1)
         both = np.concatenate([weights, pairs])
         rank = np.argsort(both, kind="stable")

@@ -110,11 +110,11 @@ def _codes(values: NDArray[np.int64]) -> _Codes:
 
     def bits(order: int) -> float:
         lengths = np.frexp(values + (1 << order))[1]
-        return float(2 * int(lengths.sum()) - (1 + order) * values.size)
+        return float(2 * np.add.reduce(lengths) - (1 + order) * values.size)
 
-    guess = min(int(values.sum() / values.size + 1).bit_length() - 1, 7)
-    order = min({max(guess - 1, 0), guess}, key=bits)
-    return _Codes(values, order, 3 + bits(order))
+    guess = min(int(np.add.reduce(values) / values.size + 1).bit_length() - 1, 7)
+    cost, order = min((bits(order), order) for order in {max(guess - 1, 0), guess})
+    return _Codes(values, order, 3 + cost)
 
 
 def _number_bits(value: int) -> int:
