@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from rarefy.errors import FileError
 from rarefy.store.fields import BitReader, BitWriter, Cursor
-from rarefy.store.frequencies import TOTAL_BITS, information
+from rarefy.store.frequencies import TOTAL_BITS, entropy, information
 from rarefy.store.ladder import RUNGS, fit_ladder, ladder_frequencies, lengths, read_ladder
-from rarefy.store.symbols import entropy
 
 COUNTS = st.lists(
     st.lists(st.integers(0, 5000), min_size=7, max_size=7), min_size=1, max_size=6

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from rarefy.errors import FileError
 from rarefy.store.fields import BitWriter, Cursor
+from rarefy.store.frequencies import entropy
 from rarefy.store.runs import BERNOULLI, FIXED, GEOMETRIC, LZ, open_run
-from rarefy.store.symbols import entropy, plan_run, plans
+from rarefy.store.symbols import plan_run, plans
 
 
 def coded(symbols: np.ndarray, alphabet: int, coder: str = "auto", law: int | None = None) -> bytes:

@@ -123,10 +123,13 @@ def _pack_odd(values: NDArray[Any], width: int) -> bytes:
     """Eight values of `width` < 8 bits into `width` bytes."""
     octets = np.zeros((values.size + 7) // 8 * 8, dtype=np.uint8)
     octets[: values.size] = values
-    joined = octets.view("<u8").astype(np.uint64)
+    joined = octets.view("<u8").astype(np.uint64, copy=False)
     for size, lane, low in reversed(_steps(width)):
-        joined = (joined & low) | ((joined >> np.uint64(size - lane)) & (low << np.uint64(lane)))
-    packed = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
+        upper = joined >> np.uint64(size - lane)
+        upper &= low << np.uint64(lane)
+        joined &= low
+        joined |= upper
+    packed = joined.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :width]
     return packed.tobytes()[: (values.size * width + 7) // 8]
 
 

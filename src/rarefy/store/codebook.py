@@ -8,6 +8,7 @@ float tensor.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ MOST_LEVELS = 4096
 _DIVISORS = np.arange(1, 65)
 """Multiples of the scale that the smallest level is tried to be."""
 
-_SAMPLE = 1 << 14
+_SAMPLE, _FEW = 1 << 14, 1 << 10
 
 
 def find_levels(pattern: NDArray[Any], kind: int) -> NDArray[Any] | None:
@@ -61,6 +62,9 @@ def pays(levels: NDArray[Any], size: int, kind: int, dtype: np.dtype[Any]) -> bo
 
 def _search(pattern: NDArray[Any]) -> NDArray[Any] | None:
     """Distinct values of a long array: those of a sample, then of what the sample misses."""
+    few = pattern[:: pattern.size // _FEW]
+    if distinct(few).size > 0.95 * few.size:
+        return None  # were there MOST_LEVELS values or fewer, more of the few would be the same
     sample = np.sort(pattern[:: pattern.size // _SAMPLE])
     first = np.diff(sample, prepend=~sample[:1]) != 0
     found = sample[first]
@@ -190,19 +194,22 @@ def multiples(scale: int, folded: NDArray[Any], dtype: np.dtype[Any]) -> NDArray
 
 
 def find_scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[int]] | None:
-    """Pattern of a scale s, and integers q folded and increasing, with levels = s q exactly."""
+    """Pattern of a scale s, and integers q folded and increasing, with levels = s q exactly.
+
+    Args:
+        levels: keys of distinct values, increasing, and so are their magnitudes.
+        dtype: real dtype of the values, as wide as a key.
+    """
     if levels.size < 4 or dtype.itemsize not in (2, 4):
         return None
+    exact = from_keys(levels, FLOAT)
     with np.errstate(all="ignore"):
-        values = from_keys(levels, FLOAT).view(dtype).astype(np.float64)
-        if not np.isfinite(values).all():
-            return None
+        values = exact.view(dtype).astype(np.float64)
         magnitudes = np.abs(values)
-        largest = magnitudes.max()
-        exact = from_keys(levels, FLOAT)
-        after_one = np.ones(1, dtype).view(exact.dtype) + exact.dtype.type(1)
-        fineness = float(after_one.view(dtype)[0]) - 1  # of the dtype, relative to a value
-        for most in _reaches(magnitudes, fineness):
+        largest = magnitudes[-1]
+        if not np.isfinite(largest):
+            return None
+        for most in _reaches(magnitudes, _fineness(dtype)):
             integers = np.rint(magnitudes * (most / largest)).astype(np.uint64)
             folded = 2 * integers + np.signbit(values)
             start = int(np.array([largest / most]).astype(dtype).view(levels.dtype)[0])
@@ -212,9 +219,21 @@ def find_scale(levels: NDArray[Any], dtype: np.dtype[Any]) -> tuple[int, list[in
     return None
 
 
+@cache
+def _fineness(dtype: np.dtype[Any]) -> float:
+    """What lies between 1 and the next larger value of a dtype."""
+    one = np.ones(1, dtype).view(f"u{dtype.itemsize}")
+    return float((one + one.dtype.type(1)).view(dtype)[0]) - 1
+
+
 def _reaches(magnitudes: NDArray[Any], fineness: float) -> list[int]:
-    """Integers that the largest of some magnitudes may be if a few of them are multiples of one scale."""
-    smallest, largest = magnitudes[magnitudes > 0].min(), magnitudes.max()
+    """Integers that the largest of some magnitudes may be if a few of them are multiples of one scale.
+
+    Args:
+        magnitudes: increasing, at most two of them zero.
+        fineness: of their dtype, relative to a value.
+    """
+    smallest, largest = magnitudes[np.flatnonzero(magnitudes[:3])[0]], magnitudes[-1]
     most = np.rint(largest / smallest * _DIVISORS)
     most = most[most <= 1 << 15]
     few = magnitudes[:: 1 + magnitudes.size // 16, None] * (most / largest)

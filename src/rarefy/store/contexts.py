@@ -22,6 +22,7 @@ from rarefy.store import ans
 from rarefy.store.compiled import loops
 from rarefy.store.context_tables import Tables, best_tables, conditional_entropy, read_tables
 from rarefy.store.fields import BitReader, BitWriter, Cursor, unzigzag, zigzag
+from rarefy.store.frequencies import entropy
 from rarefy.store.keys import histogram
 from rarefy.store.scales import (
     Scales,
@@ -32,7 +33,7 @@ from rarefy.store.scales import (
     read_scales,
     write_scales,
 )
-from rarefy.store.symbols import Coded, entropy
+from rarefy.store.symbols import Coded
 
 MOST_SYMBOLS = 1 << 10
 """Largest alphabet that is coded under contexts."""

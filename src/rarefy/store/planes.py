@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rarefy.errors import FileError
 from rarefy.store.bits import pack
 from rarefy.store.fields import Cursor
+from rarefy.store.frequencies import entropy
 from rarefy.store.keys import PIECE, UNSIGNED, from_keys, histogram, key_bits
 from rarefy.store.runs import SymbolReader, open_run
-from rarefy.store.symbols import Coded, entropy, plan_fixed, plan_run
+from rarefy.store.symbols import Coded, plan_fixed, plan_run
 
 _WIDEST, _FEW, _HALVED = 12, 1 << 12, 16
-_SAMPLE, _SPARE = 1 << 12, 0.0003
 _PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], 1).astype(np.uint8).view(np.uint16)
 
 
@@ -53,19 +53,18 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
     width, size = 8 * pattern.dtype.itemsize, pattern.size
     first = _front(pattern, kind)
     front = first.size.bit_length() - 1
-    halved = width - front >= 16 and size >= _FEW and not _noise(pattern, kind, 0, 8, 7.99 / 8)
+    long = size >= _FEW
+    halved = long and width - front >= 16 and not _noise(pattern, kind, 0, 4)
     parts, rest = [], width
     for bits in plane_widths(width, front, halved):
         rest -= bits
         paired = halved and bits == 4
         cut, used = partial(_plane, pattern, kind, rest, bits, paired), 8 if paired else bits
-        # A twentieth less is not worth a decoder's time on what is noise for the most part.
-        if not paired and _noise_of_sample(pattern, kind, rest, bits, 0.95):
-            parts.append(plan_fixed(cut, bits, size))
+        if long and _noise(pattern, kind, rest, bits):
+            parts.append(plan_fixed(cut, used, -(-size * bits // used)))
             continue
         counts = first if rest + bits == width else histogram(cut(), 1 << used)
-        noise = size >= _FEW and entropy(counts) > 0.95 * used * counts.sum()
-        parts.append(plan_run(cut, counts, "raw" if noise else coder))
+        parts.append(plan_run(cut, counts, coder))
 
     def pieces() -> Iterator[bytes]:
         yield bytes([front | _HALVED * halved])
@@ -75,23 +74,14 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
     return Coded(8 + sum(part.bits for part in parts), pieces)
 
 
-def _noise(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float) -> bool:
-    """Whether a plane's information exceeds a share of its bits."""
-    if _noise_of_sample(pattern, kind, rest, bits, share):
-        return True
-    counts = histogram(_plane(pattern, kind, rest, bits), 1 << bits)
-    return entropy(counts) >= share * bits * pattern.size
+def _noise(pattern: NDArray[Any], kind: int, rest: int, bits: int) -> bool:
+    """Whether a plane is noise for the most part: a twentieth less is not worth a decoder's time.
 
-
-def _noise_of_sample(pattern: NDArray[Any], kind: int, rest: int, bits: int, share: float) -> bool:
-    """Whether a sample of a long tensor already shows what `_noise` asks; False for a short one."""
-    kept = _SAMPLE if share < 0.99 else 8 * _SAMPLE
-    stride = pattern.size // kept | 1  # odd, so that it meets all columns
-    sample = pattern[::stride]
-    if 2 * sample.size > pattern.size:
-        return False
+    A long tensor is judged by a sample.
+    """
+    sample = pattern[:: pattern.size // _FEW | 1]  # an odd stride meets all columns
     counts = histogram(_plane(sample, kind, rest, bits), 1 << bits)
-    return entropy(counts) > (share + _SPARE) * bits * sample.size
+    return entropy(counts) > 0.95 * bits * sample.size
 
 
 def _plane(

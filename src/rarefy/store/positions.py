@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from rarefy.errors import FileError
 from rarefy.store.fields import Cursor, varint
+from rarefy.store.frequencies import entropy
 from rarefy.store.keys import histogram
 from rarefy.store.runs import BERNOULLI, GEOMETRIC, open_run
-from rarefy.store.symbols import Coded, entropy, plan_run
+from rarefy.store.symbols import Coded, plan_run
 
 _CHUNK = 1 << 15
 _ESCAPES = (15, 63, 255, 1023, 4095)

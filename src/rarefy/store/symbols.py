@@ -9,7 +9,6 @@ coded symbols. A run of no symbols, or over an alphabet of one, takes no bytes a
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import log2
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
     dense = counts[first : last + 1]
     # Bits of a table at the very least: counts that differ take two or more each.
     table = 40 + (max(dense.size, 2 * used.size) if law is None else 0)
-    information = entropy(counts)
+    information = frequencies.entropy(counts)
     if max(information + table, 1.002 * information) >= min(plan.bits for plan in found):
         return sorted(found, key=lambda plan: plan.bits)
     if dense.size <= frequencies.MOST_SYMBOLS:
@@ -80,13 +79,6 @@ def plans(counts: NDArray[np.int64], coder: str = "auto", law: int | None = None
             found.append(_ans(dense, first))
             found += [_one_parameter(counts, law)] if law is not None else []
     return sorted(found, key=lambda plan: plan.bits)
-
-
-def entropy(counts: NDArray[np.int64]) -> float:
-    """Information of a message with this histogram, in bits (all of it, not a symbol's)."""
-    used = counts[counts > 0].astype(np.float64)
-    total = float(used.sum())
-    return total * log2(total) - float(used @ np.log2(used)) if total else 0.0
 
 
 @dataclass(frozen=True)
