@@ -43,7 +43,7 @@ def plane_widths(width: int, front: int, halved: bool = False) -> list[int]:
 def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Coded:
     """All planes of the values' keys; the first byte tells how they are cut.
 
-    A plane is cut out when it is counted and again when it is written, so none is held in between.
+    A long plane is cut out when it is counted and again when it is written, so none is held in between.
 
     Args:
         pattern: shape (n,), n > 0, unsigned.
@@ -63,6 +63,8 @@ def plan_planes(pattern: NDArray[Any], coder: str, kind: int = UNSIGNED) -> Code
         if long and _noise(pattern, kind, rest, bits):
             parts.append(plan_fixed(cut, used, -(-size * bits // used)))
             continue
+        if not long:
+            cut = partial(np.asarray, cut())
         counts = first if rest + bits == width else histogram(cut(), 1 << used)
         parts.append(plan_run(cut, counts, coder))
 
@@ -102,14 +104,17 @@ def _front(pattern: NDArray[Any], kind: int) -> NDArray[np.int64]:
         return histogram(_plane(pattern, kind, 0, 8), 256)
     widest = 9 if pattern.size < _FEW else _WIDEST
     counts = histogram(_plane(pattern, kind, width - widest, widest), 1 << widest)
-    merged = {front: counts.reshape(1 << front, -1).sum(axis=1) for front in range(8, widest + 1)}
+    merged = {widest: counts}
+    for front in range(widest - 1, 7, -1):
+        counts = counts[::2] + counts[1::2]
+        merged[front] = counts
     costs = {
         front: entropy(found) + 3 * np.count_nonzero(found) + (_WIDEST - front) * pattern.size
         for front, found in merged.items()
     }
     # A table twice as long has to be worth its time.
     limit = 1.004 * min(costs.values())
-    return next(found for front, found in merged.items() if costs[front] <= limit)
+    return merged[min(front for front in merged if costs[front] <= limit)]
 
 
 class PlanesReader:

@@ -70,7 +70,8 @@ def smooth(values: NDArray[Any]) -> Smooth:
     kept = ~zero
     kept[1:] |= ~zero[:-1]
     kept[0] = True
-    lengths = np.diff(np.flatnonzero(kept), append=steps.size)
+    places = np.flatnonzero(kept)
+    lengths = np.concatenate([places[1:], [steps.size]]) - places
     tokens = steps[kept]
     short = Smooth(_codes(tokens), _codes(lengths[tokens == 0] - 1))
     return min(plain, short, key=lambda way: way.bits)
