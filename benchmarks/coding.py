@@ -6,8 +6,9 @@
 Every case is counted as the float32 bytes of the weights it stands for, four a weight. Both coders
 run in this process on one thread, interleaved, and are timed in seconds of CPU (a shared machine
 would spoil the wall clock); the table gives medians and, in brackets, quartiles. zstd takes the tensors of a
-network one by one, as ours does, and all as one stream, as it would take a file. Ours decodes with the loops
-that numba compiles where that is installed (extra `fast`), loaded before.
+network one by one, as ours does, and all as one stream, as it would take a file, plain or with the first
+bytes of all values in front, then the second ones and so on. Ours decodes with the loops that numba compiles
+where that is installed (extra `fast`), loaded before.
 """
 
 import argparse
@@ -136,17 +137,23 @@ class OneStream(Coder):
         return {n: p.reshape(tensors[n].shape) for n, p in zip(tensors, parts, strict=True)}
 
 
-def zstd(form: type[Coder]) -> Coder:
-    """Plain zstd at level 19."""
+def zstd(form: type[Coder], planes: bool = False) -> Coder:
+    """zstd at level 19, of the values as they are or of their bytes place by place."""
     import zstandard
 
     packer, unpacker = zstandard.ZstdCompressor(level=19), zstandard.ZstdDecompressor()
-    return form(
-        lambda array: packer.compress(np.ascontiguousarray(array).view(np.uint8).data),
-        lambda data, array: np.frombuffer(unpacker.decompress(data), array.dtype).reshape(
-            array.shape
-        ),
-    )
+
+    def encode(array: NDArray[Any]) -> bytes:
+        octets = np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.itemsize)
+        return packer.compress(np.ascontiguousarray(octets.T if planes else octets).data)
+
+    def decode(data: bytes, array: NDArray[Any]) -> NDArray[Any]:
+        octets = np.frombuffer(unpacker.decompress(data), np.uint8)
+        if planes:
+            octets = np.ascontiguousarray(octets.reshape(array.itemsize, -1).T)
+        return octets.reshape(-1).view(array.dtype).reshape(array.shape)
+
+    return form(encode, decode)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -167,6 +174,8 @@ def measure(case: str, tensors: Tensors, repeats: int) -> list[Row]:
     coders = {"rfy auto": ours("auto"), "rfy huffman": ours("huffman"), "zstd -19": zstd(Coder)}
     if len(tensors) > 1:
         coders["zstd -19, one stream"] = zstd(OneStream)
+        if next(iter(tensors.values())).itemsize > 1:
+            coders["zstd -19, byte planes"] = zstd(OneStream, planes=True)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in coders}
     packed: dict[str, dict[str, bytes]] = {}
     for repeat in range(repeats):
@@ -196,7 +205,7 @@ def show(row: Row) -> str:
     encode, decode = (
         f"{median:8.1f} [{low:.1f} – {high:.1f}]" for median, low, high in (row.encode, row.decode)
     )
-    left = f"{row.case:42} {row.coder:20} {row.ratio:8.3f} {row.bytes:10,}"
+    left = f"{row.case:42} {row.coder:22} {row.ratio:8.3f} {row.bytes:10,}"
     return f"{left} {encode:26} {decode:26} {row.coding}"
 
 
@@ -210,7 +219,7 @@ def main() -> None:
     rows: list[Row] = []
     if not options.json:
         print(
-            f"{'case':42} {'coder':20} {'ratio':>8} {'bytes':>10} "
+            f"{'case':42} {'coder':22} {'ratio':>8} {'bytes':>10} "
             f"{'encode MB/s':26} {'decode MB/s':26} coding of the largest tensor"
         )
     for case, tensors in cases().items():

@@ -37,7 +37,7 @@ FLOORS = {
     4: {"methods"},
     3: {"prune", "quantize", "factorize", "distill", "substitute", "adapt", "synthesize"},
     2: {"loops", "measure", "export", "store", "zoo"},
-    1: {"graph", "forms", "step", "task", "budget", "select", "errors"},
+    1: {"graph", "forms", "step", "task", "batches", "float32", "budget", "select", "errors"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 LINES, BODY, ARGUMENTS = 250, 50, 8

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rarefy.batches import changed, mapped
 from rarefy.errors import TaskError
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -96,6 +97,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         raise
 
 
+ROLES = ("train", "validation", "test", "calibration")
 accuracy = Metric("accuracy", correct)
 agreement = Metric("agreement", same_answer)
 
@@ -151,8 +153,11 @@ class Task:
                 f"task '{self.name}' has no tensor in its example but {type(self.example).__name__}; "
                 "give Task(example=inputs of one small batch)"
             )
-        for role in ("train", "validation", "test", "calibration"):
+        pairs = not self.labelled and isinstance(self.example, tuple) and len(self.example) == 2
+        for role in ROLES:
             batches = getattr(self, role)
+            if pairs and batches is not None:  # of inputs, not of inputs and targets
+                object.__setattr__(self, role, changed(batches, _unlabelled))
             if isinstance(batches, Sized) and len(batches) == 0:
                 raise TaskError(f"task '{self.name}' has no {role} batches: its loader is empty")
 
@@ -173,8 +178,14 @@ class Task:
         """A hash of what makes this task this task: its name, fingerprint and example inputs."""
         digest = hashlib.sha256(f"{self.name}|{self.fingerprint}|{self.metric.name}".encode())
         for tensor in tensors_of(self.example):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _unlabelled(batch: Any) -> Any:
+    """Two inputs that could be taken for inputs and targets, as inputs without targets."""
+    alone = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
+    return (tuple(batch), None) if alone else batch
 
 
 def split(batch: Any, labelled: bool = True) -> tuple[Inputs, Any]:
@@ -229,10 +240,4 @@ def first_example(inputs: Inputs) -> Inputs:
 
 def move(values: Any, device: torch.device) -> Any:
     """The same structure of tensors on `device`."""
-    if isinstance(values, Tensor):
-        return values.to(device, non_blocking=True)
-    if isinstance(values, Mapping):
-        return {key: move(value, device) for key, value in values.items()}
-    if isinstance(values, (tuple, list)):
-        return type(values)(move(value, device) for value in values)
-    return values
+    return mapped(values, lambda t: t.to(device, non_blocking=True))

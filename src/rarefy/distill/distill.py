@@ -152,7 +152,7 @@ class Distill(TrainedStep):
             ModelError: a teacher or a paired module that does not exist or does not fit.
         """
         if self.student is not None:
-            model = load_model(self.student).to(context.device)
+            model = load_model(self.student).float().to(context.device)
         faculty, taught = self.meet(model, context)
         compared = [(w, ANSWERS[n]) for n, w in self.answers.items()]
         compared = compared or ([] if self.weights else [(1.0, imitation_loss)])

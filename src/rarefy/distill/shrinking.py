@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rarefy.batches import mapped
 from rarefy.errors import TaskError
-from rarefy.loops.modes import mapped
 
 
 class Noting(Sampler[list[int]]):

@@ -76,7 +76,7 @@ def load_teacher(spec: str, student: nn.Module, context: Context) -> nn.Module:
     """
     if spec == "original":
         return context.teacher
-    found = copy.deepcopy(student) if spec == "self" else load_model(spec)
+    found = copy.deepcopy(student) if spec == "self" else load_model(spec).float()
     return found.to(context.device).eval().requires_grad_(False)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.batches import mapped
 from rarefy.errors import ModelError
 from rarefy.export.translate import OPSET, opset_for, translation_table
-from rarefy.loops.modes import mapped
 from rarefy.task import Inputs, move
 
 LIBRARIES = (

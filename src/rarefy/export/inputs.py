@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from rarefy.loops.modes import mapped
+from rarefy.batches import mapped
 from rarefy.task import Inputs
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from rarefy.batches import mapped
 from rarefy.errors import ModelError
 from rarefy.forms.shadow import forms_of, store_dense
 from rarefy.loops.gradients import requiring_grad
-from rarefy.loops.modes import device_of, evaluating, mapped
+from rarefy.loops.modes import device_of, evaluating
 from rarefy.select import Layer
 from rarefy.task import Loss, call, move, split, tensors_of
 

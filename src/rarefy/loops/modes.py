@@ -3,7 +3,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -70,12 +70,3 @@ def watching(
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         yield
-
-
-def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed."""
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, Mapping):
-        return {key: mapped(value, change) for key, value in values.items()}
-    return type(values)(mapped(value, change) for value in values)

@@ -23,7 +23,7 @@ from rarefy.measure.quality import Quality, batches_of, evaluate
 from rarefy.measure.timing import time_stages
 from rarefy.store.pack import pack
 from rarefy.store.rfy import read
-from rarefy.task import Task, call, first_example
+from rarefy.task import Task, first_example
 
 PARITY_EXAMPLES = 256
 NO_FLOATS = "{} opens no network of floats here: the baseline's time is ONNX Runtime's"
@@ -139,7 +139,7 @@ class Evidence:
         if not parity.passed:
             raise RuntimeParityError(complaint(parity))
         quality = evaluate(program, self.task, reference=self.original, label="measure the file")
-        memory = peak_memory(lambda x: call(program, x), first_example(self.task.example))
+        memory = peak_memory(program, first_example(self.task.example))
         return parity, quality, memory
 
     def layer_table(self, artefact: Artefact) -> list[dict[str, Any]]:

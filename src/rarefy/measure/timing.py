@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rarefy.batches import mapped
 from rarefy.export.runner import Runner
 from rarefy.export.runtimes import THROUGHOUT, open_program
-from rarefy.loops.modes import mapped
 from rarefy.measure.latency import Latency, latency_in_turns
 from rarefy.task import Inputs, first_example
 

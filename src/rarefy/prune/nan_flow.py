@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.batches import mapped
 from rarefy.forms.shadow import store_dense
 from rarefy.loops.matrix import living_units
-from rarefy.loops.modes import mapped
 from rarefy.select import Layer, is_embedding
 from rarefy.task import Inputs, call, tensors_of
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rarefy.batches import mapped
 from rarefy.graph.calls import CallWatcher
-from rarefy.loops.modes import mapped
 from rarefy.quantize.damage import Rounding, RoundingWatcher
 from rarefy.task import Inputs, call, tensors_of
 

@@ -13,13 +13,14 @@ from rarefy.export.artefact import ARCHIVE, PROGRAM, write_program
 from rarefy.export.onnx import export_onnx, save_onnx
 from rarefy.export.parity import check_parity
 from rarefy.export.runtimes import open_program
+from rarefy.float32 import in_float32
 from rarefy.measure.counts import macs, nonzero, parameters
 from rarefy.measure.evidence import complaint, metric_facts
 from rarefy.measure.latency import latency
 from rarefy.measure.memory import peak_memory
 from rarefy.measure.quality import batches_of, evaluate
 from rarefy.recipe import Recipe
-from rarefy.task import Task, call, first_example
+from rarefy.task import Task, first_example
 from rarefy.zoo.models import load_model, split_spec
 from rarefy.zoo.tasks import load_task
 
@@ -42,7 +43,7 @@ def measure_anything(
     if kind in ("file", "directory"):
         return measure_file(Path(rest), load_task(task), runtime)
     network = load_model(model, weights)
-    data = load_task(task, network)
+    network, data = in_float32(network, load_task(task, network))
     check(network, data, Recipe(()))
     with tempfile.TemporaryDirectory(prefix="rarefy-") as folder_name:
         path = Path(folder_name) / PROGRAM
@@ -100,7 +101,7 @@ def program_facts(path: Path, task: Task, runtime: str) -> dict[str, Any]:
     threads = torch.get_num_threads()
     example = first_example(task.example)
     opened = open_program(path, runtime, threads=threads).fixed(example)
-    found = latency({"it": lambda x: call(opened, x)}, example, threads=threads)["it"]
+    found = latency({"it": opened}, example, threads=threads)["it"]
     return {
         "latency_ms": {
             "runtime": runtime,
@@ -111,7 +112,7 @@ def program_facts(path: Path, task: Task, runtime: str) -> dict[str, Any]:
             "cpu_median": found.cpu_median,
             "precision": opened.precision,
         },
-        "memory_bytes": peak_memory(lambda x: call(opened, x), example),
+        "memory_bytes": peak_memory(opened, example),
     }
 
 
@@ -124,7 +125,7 @@ def export_network(
         RuntimeParityError: the file does not compute what the network computes; nothing is written.
     """
     network = load_model(model, weights)
-    data = load_task(task, network)
+    network, data = in_float32(network, load_task(task, network))
     check(network, data, Recipe(()))
     program = export_onnx(network, data.example, runtime=runtime)
     opened = open_program(program, runtime, threads=torch.get_num_threads())

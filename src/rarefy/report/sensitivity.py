@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import rarefy
 from rarefy.compress import check
 from rarefy.errors import RecipeError
+from rarefy.float32 import in_float32
 from rarefy.forms.mask import Mask
 from rarefy.forms.shadow import dress, forms_of
 from rarefy.loops.progress import bar, silent
@@ -55,6 +56,7 @@ def sensitivity(
         RecipeError: a sparsity out of range.
         TaskError: no validation data.
     """
+    model, task = in_float32(model, task)
     return list(probe(model, task, select(model), checked(sparsities), lambda _: None))
 
 
@@ -73,6 +75,7 @@ def write_sensitivity(
         RarefyError: as `sensitivity`; or a network with weights or answers that are not finite.
     """
     wanted = checked(sparsities)
+    model, task = in_float32(model, task)
     check(model, task, Recipe(()))
     key = model_key(model, task.identity(), repr(wanted), rarefy.__version__)
     table = out / TABLE

@@ -12,6 +12,7 @@ from rarefy.budget import Budget
 from rarefy.compress import Result, run_recipe
 from rarefy.errors import RecipeError
 from rarefy.export.runtimes import THROUGHOUT, check_runtime
+from rarefy.float32 import in_float32
 from rarefy.recipe import Recipe, load_recipe
 from rarefy.report.page import write_report
 from rarefy.step import Step
@@ -32,7 +33,7 @@ def compress(
     """Returns a smaller network that does the same job, measured and exported.
 
     Args:
-        model: the trained network; it stays untouched.
+        model: the trained network; it stays untouched. In other floats it is taken as float32.
         task: data, loss and metric.
         recipe: the id of a published system, a YAML file, a `Recipe` or a list of steps.
         budget: with a recipe it is checked; without one a search finds a recipe that meets it.
@@ -50,6 +51,7 @@ def compress(
         result.save("out")
     """
     check_runtime(runtime)
+    model, task = in_float32(model, task)
     if recipe is not None:
         chosen = fitting(as_recipe(recipe), runtime)
         result = run_recipe(

@@ -19,7 +19,7 @@ from rarefy.measure.latency import latency
 from rarefy.measure.memory import peak_memory
 from rarefy.quantize.static_int8 import StaticInt8
 from rarefy.step import Context
-from rarefy.task import Task, call, first_example
+from rarefy.task import Task, first_example
 
 SLACK = 0.05  # by how much a time may miss its limit before a search is refused for it
 UNITS = {"latency": " ms", "memory": " bytes", "energy": " µJ"}
@@ -61,10 +61,9 @@ def costs_of(
         found[name] = {"energy": inference_energy(products, size) or 0.0}
         runtimes[name] = OnnxRuntime(programs[name], threads=threads)
         if "memory" in names:
-            found[name]["memory"] = peak_memory(lambda x, r=runtimes[name]: call(r, x), example)
+            found[name]["memory"] = peak_memory(runtimes[name], example)
     if "latency" in names:
-        runs = {name: lambda x, r=r: call(r, x) for name, r in runtimes.items()}
-        for name, timed in latency(runs, example, threads=threads).items():
+        for name, timed in latency(runtimes, example, threads=threads).items():
             found[name]["latency"] = timed.iqr[0]
     return found
 

@@ -83,8 +83,10 @@ def check_fit(model: "nn.Module", task: "Task") -> None:
     """
     import torch
 
+    from rarefy.float32 import in_float32
     from rarefy.task import call, logits_of, move
 
+    model, task = in_float32(model, task)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     was, shapes = model.training, shapes_of(task)
     try:
