@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rarefy.zoo.onnx_operators import around, windows
+from rarefy.zoo.onnx_operators import NO_MATTER, around, windows
 from rarefy.zoo.onnx_shapes import Attributes
 
 Prepare: TypeAlias = Callable[[Attributes, Tensor], Tensor]
@@ -76,21 +76,35 @@ def convolution(how: Attributes, weights: Weights, rank: int) -> Made | None:
 
 
 def turned_convolution(how: Attributes, weights: Weights, rank: int) -> Made | None:
-    """ConvTranspose with a stored weight and even padding."""
+    """ConvTranspose with a stored weight; of what uneven padding cuts off, the even part is the module's."""
     w, bias = weights[1], third(weights)
-    n = w.dim() - 2 if w is not None else 0
-    pads = list(how.get("pads", [0] * 2 * n))
-    if w is None or pads[:n] != pads[n:] or "output_shape" in how or "auto_pad" in how:
+    if w is None or "output_shape" in how:
         return None
+    n, sizes = w.dim() - 2, tuple(w.shape[2:])
+    stride, dilation = how.get("strides", [1] * n), how.get("dilations", [1] * n)
+    more, groups = how.get("output_padding", [0] * n), how.get("group", 1)
+    pads = list(how.get("pads", [0] * 2 * n))
+    if how.get("auto_pad") in NO_MATTER:  # as many results as inputs times the stride
+        cut = [
+            max(o + (k - 1) * d + 1 - s, 0)
+            for o, k, d, s in zip(more, sizes, dilation, stride, strict=True)
+        ]
+        low = [c // 2 if how["auto_pad"] == "SAME_UPPER" else c - c // 2 for c in cut]
+        pads = [*low, *(c - before for c, before in zip(cut, low, strict=True))]
+    even = [min(pair) for pair in zip(pads[:n], pads[n:], strict=True)]
+    begins, ends = (
+        [p - e for p, e in zip(side, even, strict=True)] for side in (pads[:n], pads[n:])
+    )
     kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[n - 1]
-    groups = how.get("group", 1)
     module = kind(
-        w.shape[0], w.shape[1] * groups, tuple(w.shape[2:]),
-        stride=tuple(how.get("strides", [1] * n)), padding=tuple(pads[:n]),
-        output_padding=tuple(how.get("output_padding", [0] * n)), groups=groups,
-        bias=bias is not None, dilation=tuple(how.get("dilations", [1] * n)),
+        w.shape[0], w.shape[1] * groups, sizes, stride=tuple(stride), padding=tuple(even),
+        output_padding=tuple(more), groups=groups, bias=bias is not None, dilation=tuple(dilation),
     )  # fmt: skip
-    return Made(filled(module, weight=w, bias=bias))
+
+    def cropped(x: Tensor) -> Tensor:
+        return F.pad(x, [-p for p in around(begins, ends)])
+
+    return Made(filled(module, weight=w, bias=bias), None, cropped if any(begins + ends) else None)
 
 
 def linear(how: Attributes, weights: Weights, rank: int) -> Made | None:
@@ -146,6 +160,7 @@ def embedding(how: Attributes, weights: Weights, rank: int) -> Made | None:
 
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}  # torch's order in ONNX's
+USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
 
 def recurrent(operator: str) -> Maker:
@@ -156,9 +171,12 @@ def recurrent(operator: str) -> Maker:
         bias = weights[3] if len(weights) > 3 else None
         odd = operator == "GRU" and not how.get("linear_before_reset")
         special = how.get("direction", "forward") == "reverse" or how.get("layout") or odd
-        if W is None or R is None or special or "activations" in how or "clip" in how:
+        if W is None or R is None or special or "clip" in how:
             return None
         both, hidden = W.shape[0] == 2, how["hidden_size"]
+        usual = USUAL[operator] * W.shape[0]
+        if how.get("activations", usual) != usual:
+            return None
         kind: Any = getattr(nn, operator)
         module = kind(W.shape[2], hidden, bidirectional=both, bias=bias is not None)
 

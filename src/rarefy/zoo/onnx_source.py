@@ -188,7 +188,7 @@ def read_node(node: "NodeProto", number: int) -> Work:
         elif isinstance(value, bytes):
             value = value.decode()
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(v.decode() if isinstance(v, bytes) else v for v in value)
         how[attribute.name] = value
     if "to" in how:
         name = TensorProto.DataType.Name(how["to"]).lower()
