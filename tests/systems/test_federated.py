@@ -50,12 +50,38 @@ def test_an_update_arrives_as_it_was_reduced(size: int, share: float, bits: int,
 
 def test_damaged_updates_are_refused() -> None:
     data = UpdateCodec().encode({"w": np.arange(6.0)})
-    with pytest.raises(FileError):
-        decode_update(data[:-1], {"w": (6,)})
-    with pytest.raises(FileError, match="more than its tensors"):
-        decode_update(data + b"x", {"w": (6,)})
+    for place in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(FileError, match="damaged"):
+            decode_update(bytes(damaged), {"w": (6,)})
+    for wrong in (data[:-1], data + b"x", b"", data[:3]):
+        with pytest.raises(FileError, match="damaged"):
+            decode_update(wrong, {"w": (6,)})
     with pytest.raises(ValueError, match="share=0"):
         UpdateCodec(0.0)
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"w": (3, 3)}, {"w": (6,)}, {"v": (2, 3)}, {}, {"w": (2, 3), "v": (1,)}]
+)
+def test_other_tensors_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    data = UpdateCodec().encode({"w": np.ones((2, 3))})  # a constant, whose coding fits every shape
+    with pytest.raises(FileError, match="other names or shapes"):
+        decode_update(data, shapes)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_client_that_diverged_is_told(codec: UpdateCodec, wrong: float) -> None:
+    sender = Sender(codec, rest={"w": np.ones(3, np.float32)})
+    with pytest.raises(ValueError, match="'w' holds NaN or infinity"):
+        sender.send({"w": np.array([1, wrong, 2], np.float32)})
+    assert sender.rest["w"].tolist() == [1, 1, 1]
+
+
+def test_equal_entries_are_not_all_sent() -> None:
+    assert np.count_nonzero(UpdateCodec(0.5).reduced(np.ones((4, 5)))) == 10
 
 
 def test_parts_are_a_partition_and_small_concentrations_are_uneven() -> None:

@@ -7,6 +7,7 @@ Sparsified SGD with Memory, 2018, arXiv 1809.07599; Lin et al.: Deep Gradient Co
 1712.01887): e <- e + g - C(e + g), so that all that was ever sent is the sum of all updates minus the rest.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,8 +46,11 @@ class UpdateCodec:
         sent = np.asarray(update, dtype=np.float32)
         if self.share < 1 and sent.size:
             count = max(1, round(self.share * sent.size))
-            limit = np.partition(np.abs(sent).ravel(), sent.size - count)[sent.size - count]
-            sent = np.where(np.abs(sent) >= limit, sent, np.float32(0))
+            flat = sent.ravel()
+            largest_ones = np.argpartition(np.abs(flat), flat.size - count)[flat.size - count :]
+            kept = np.zeros_like(flat)
+            kept[largest_ones] = flat[largest_ones]
+            sent = kept.reshape(sent.shape)
         largest = float(np.abs(sent).max()) if sent.size else 0.0
         if self.bits and largest:
             step = np.float32(largest / (2 ** (self.bits - 1) - 1))
@@ -55,12 +59,25 @@ class UpdateCodec:
         return sent
 
     def encode(self, update: Tensors) -> bytes:
-        """An update as bytes; every tensor is reduced and written in its smallest coding."""
+        """An update as bytes: a checksum, then every tensor, reduced and written in its smallest coding.
+
+        Raises:
+            ValueError: NaN or infinity in an update.
+        """
         parts = []
         for name in sorted(update):
+            if not np.isfinite(update[name]).all():
+                raise ValueError(f"the update of '{name}' holds NaN or infinity; leave it out")
             data = encode_tensor(self.reduced(update[name]))
             parts.append(varint(len(data)) + data)
-        return b"".join(parts)
+        body = b"".join(parts)
+        return _checksum({name: np.shape(update[name]) for name in update}, body) + body
+
+
+def _checksum(shapes: Mapping[str, tuple[int, ...]], body: bytes) -> bytes:
+    """Four bytes that tell damage, and other tensors than those that were sent."""
+    layout = "".join(f"{name}\0{tuple(shapes[name])}" for name in sorted(shapes))
+    return zlib.crc32(body, zlib.crc32(layout.encode())).to_bytes(4, "little")
 
 
 def decode_update(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
@@ -71,9 +88,11 @@ def decode_update(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         shapes: of the network's tensors, which both ends know.
 
     Raises:
-        FileError: damaged, or made for other shapes.
+        FileError: damaged, or made for other tensors.
     """
-    cursor, found = Cursor(data), {}
+    if data[:4] != _checksum(shapes, data[4:]):
+        raise FileError("an update is damaged, or was made for tensors of other names or shapes")
+    cursor, found = Cursor(data[4:]), {}
     for name in sorted(shapes):
         payload = cursor.take(cursor.varint(cursor.remaining))
         found[name] = decode_tensor(payload, np.dtype(np.float32), shapes[name])
