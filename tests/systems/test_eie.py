@@ -58,6 +58,16 @@ def test_more_elements_take_fewer_cycles_and_deeper_queues_balance() -> None:
     assert 0.5 < deep.balance <= 1
 
 
+def test_what_is_no_matrix_or_does_not_fit_is_refused() -> None:
+    for matrix, elements in ((np.ones(3), 2), (np.ones((2, 2)), 0), (np.full((2, 2), np.nan), 1)):
+        with pytest.raises(ValueError, match=r"give one or more|NaN or infinity"):
+            engine_of(matrix, elements)
+    engine = engine_of(np.eye(4, dtype=np.float32), 2)
+    for activations in (np.ones(3), np.ones(5), np.ones((4, 1))):
+        with pytest.raises(ValueError, match="do not fit a matrix"):
+            multiply(engine, activations)
+
+
 def test_too_many_values_are_refused() -> None:
     with pytest.raises(ValueError, match="40 distinct values"):
         engine_of(np.arange(1, 41, dtype=np.float32).reshape(5, 8), 2)

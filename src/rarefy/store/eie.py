@@ -94,12 +94,18 @@ def engine_of(matrix: NDArray[Any], elements: int) -> Engine:
         elements: number N of processing elements.
 
     Raises:
-        ValueError: more values than four bits can name.
+        ValueError: more values than four bits can name, NaN or infinity, no matrix, no element.
 
     Examples:
         >>> engine_of(np.eye(4, dtype=np.float32), 2).pairs
         4
     """
+    if matrix.ndim != 2 or elements < 1:
+        raise ValueError(
+            f"{elements} elements for an array of shape {matrix.shape}: give one or more, and a matrix"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError("a matrix with NaN or infinity has no codebook")
     values = np.unique(matrix[matrix != 0])
     if values.size > 15:
         raise ValueError(f"{values.size} distinct values do not fit a codebook of 16 with zero")
@@ -134,7 +140,14 @@ def multiply(engine: Engine, activations: NDArray[Any], depth: int = 8) -> Run:
     Args:
         activations: shape (columns,).
         depth: activations that an element can have waiting.
+
+    Raises:
+        ValueError: activations of another shape.
     """
+    if activations.shape != engine.shape[1:]:
+        raise ValueError(
+            f"activations of shape {activations.shape} do not fit a matrix of shape {engine.shape}"
+        )
     number = len(engine.elements)
     output = np.zeros(engine.shape[0])
     active = np.flatnonzero(activations)
