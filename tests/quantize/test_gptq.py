@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from rarefy.errors import ModelError
 from rarefy.forms.affine import Quantised
@@ -15,7 +16,8 @@ from rarefy.loops.matrix import output_energy
 from rarefy.loops.ridge import inverse_factor
 from rarefy.measure.quality import evaluate
 from rarefy.quantize.gptq import GPTQ, gptq_codes
-from rarefy.step import Context
+from rarefy.quantize.rate_distortion import RateDistortion
+from rarefy.step import Context, Step
 from rarefy.task import Task
 
 
@@ -125,3 +127,25 @@ def test_grouped_transposed_convolutions_share_their_steps() -> None:
     with torch.no_grad():
         y, z = found(x), exact(x)
     assert float((y - z).norm() / z.norm()) <= 0.06
+
+
+@pytest.mark.parametrize(
+    "step", [GPTQ(layers="type:GRU"), RateDistortion(layers=("*", "type:GRU"))]
+)
+def test_layers_that_were_asked_for_are_not_passed_over(step: Step) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.GRU(6, 5))
+    task = Task("rows", torch.ones(2, 4), calibration=[torch.ones(2, 4)], labelled=False)
+    with pytest.raises(ModelError, match=r"'1' \(GRU, tensor 'weight_ih_l0'\) has no matrix form"):
+        step.apply(model, Context(task, model, torch.device("cpu"), 0, {}))
+
+
+def test_an_embedding_is_not_passed_over() -> None:
+    model = nn.Sequential(nn.Embedding(4, 6), nn.Linear(6, 5))
+    task = Task(
+        "words", torch.ones(2, 3).long(), calibration=[torch.ones(2, 3).long()], labelled=False
+    )
+    context = Context(task, model, torch.device("cpu"), 0, {})
+    GPTQ().apply(model, context)
+    assert not parametrize.is_parametrized(model[0])
+    with pytest.raises(ModelError, match=r"'0' \(Embedding, tensor 'weight'\) has no matrix form"):
+        GPTQ(layers=("*", "type:Embedding")).apply(model, context)

@@ -46,6 +46,19 @@ def check_kinds(layers: Sequence[Layer]) -> None:
             )
 
 
+def check_asked(layers: Sequence[Layer], *others: type[nn.Module]) -> None:
+    """Refuses recurrent layers, which are only chosen where they are asked for, by a step that can't do them.
+
+    Args:
+        layers: as they were chosen.
+        others: more kinds of modules that are only chosen so.
+
+    Raises:
+        ModelError: naming the first one.
+    """
+    check_kinds([x for x in layers if isinstance(x.module, (nn.RNNBase, *others))])
+
+
 def groups_of(module: nn.Module) -> int:
     """Groups of a convolution; 1 for other layers."""
     return module.groups if isinstance(module, _ConvNd) else 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rarefy.forms.affine import Quantised
 from rarefy.forms.grid import Grid, to_codes
-from rarefy.loops.matrix import kind_of, output_energy
+from rarefy.loops.matrix import check_asked, kind_of, output_energy
 from rarefy.loops.ridge import inverse_factor
 from rarefy.loops.statistics import SecondMoment
 from rarefy.loops.walk import Visit, walk
@@ -80,7 +80,9 @@ class GPTQ(Step):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Visits layer after layer, each behind those that are rounded already."""
         grid = Grid(self.bits, narrow=self.bits == 8)
-        layers = [x for x in select(model, self.layers, exclude=self.exclude) if kind_of(x.module)]
+        chosen = select(model, self.layers, exclude=self.exclude)
+        check_asked(chosen, nn.Embedding)
+        layers = [x for x in chosen if kind_of(x.module)]
         scales: dict[str, Tensor] = {}
         errors: dict[str, list[float]] = {}
         batches = batches_of(context.task, "calibration", self.examples)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rarefy.graph.fold import fold_batch_norms
 from rarefy.loops.heap import kept_blocks
-from rarefy.loops.matrix import kind_of
+from rarefy.loops.matrix import check_asked, kind_of
 from rarefy.loops.walk import Visit, walk
 from rarefy.measure.quality import batches_of
 from rarefy.quantize.entropy_penalty import LearnedGrid
@@ -98,6 +98,7 @@ class RateDistortion(Step):
         if self.fold:
             fold_batch_norms(model, move(context.task.example, context.device))
         chosen = select(model, self.layers, exclude=self.exclude)
+        check_asked(chosen)
         chosen = [x for x in chosen if x.tensor == "weight" and bool(finite_weight(x).any())]
         layers = [x for x in chosen if kind_of(x.module)]
         tables = [x for x in chosen if is_embedding(x.module)]
